@@ -1,0 +1,3 @@
+"""Live streams and uploads on Ray Serve."""
+
+__all__: list[str] = []

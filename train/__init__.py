@@ -1,0 +1,3 @@
+"""Training and evaluation on Ray Train."""
+
+__all__: list[str] = []

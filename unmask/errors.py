@@ -1,0 +1,88 @@
+"""What can go wrong, and the codes that name it everywhere.
+
+    UnmaskError
+    ├── UsageError        an option or argument is wrong; the caller corrects it (also a ValueError)
+    ├── MediaError        this file, URL or stream gives no score; the others go on
+    └── ModelError        a model cannot be built or a checkpoint cannot be trusted (also a ValueError)
+
+Every error carries a `Reason` and one sentence: what is wrong, where, what to do. `Reason` is shared by all rooms, so
+that a frame dropped in a pipeline, a stream or a file is counted under the same name.
+"""
+
+from enum import StrEnum
+
+__all__ = ["MediaError", "ModelError", "Reason", "UnmaskError", "UsageError"]
+
+
+class Reason(StrEnum):
+    """Why a video or a frame gave no score. Stable: results, metrics and datasets store these strings."""
+
+    # An input that cannot be opened or fetched.
+    MISSING_FILE = "missing_file"
+    EMPTY_FOLDER = "empty_folder"
+    EMPTY_FILE = "empty_file"
+    UNREADABLE_FILE = "unreadable_file"
+    NOT_A_VIDEO = "not_a_video"
+    TRUNCATED_HEADER = "truncated_header"
+    NO_VIDEO_STREAM = "no_video_stream"
+    UNSUPPORTED_CODEC = "unsupported_codec"
+    HTTP_STATUS = "http_status"
+    HTTP_TIMEOUT = "http_timeout"
+    HTTP_UNREACHABLE = "http_unreachable"
+    TOO_LARGE = "too_large"
+    # A video that opened and gave nothing to score.
+    NO_FRAMES = "no_frames"
+    NO_FACE = "no_face"
+    NO_USABLE_FACE = "no_usable_face"
+    # A frame that was asked for and was not scored (NO_FACE is one of these too).
+    DECODE_FAILED = "decode_failed"
+    CORRUPT_FRAME = "corrupt_frame"
+    MISSING_FRAME = "missing_frame"
+    FRAME_TOO_SMALL = "frame_too_small"
+    FACE_TOO_SMALL = "face_too_small"
+    # Options and models.
+    BAD_OPTION = "bad_option"
+    UNKNOWN_MODEL = "unknown_model"
+    PRETRAINED_UNAVAILABLE = "pretrained_unavailable"
+    CHECKPOINT_CORRUPT = "checkpoint_corrupt"
+    CHECKPOINT_HASH = "checkpoint_hash"
+    CHECKPOINT_VERSION = "checkpoint_version"
+    DEVICE_UNAVAILABLE = "device_unavailable"
+    # Our own fault, or the user's wish to stop.
+    INTERNAL = "internal"
+    INTERRUPTED = "interrupted"
+
+
+class UnmaskError(Exception):
+    """Base of all errors that Unmask raises on purpose.
+
+    Args:
+        reason: The stable code.
+        message: One sentence for a person: what is wrong, where, what to do.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["UnmaskError"], tuple[Reason, str]]:
+        return type(self), (self.reason, self.message)
+
+
+class UsageError(UnmaskError, ValueError):
+    """An option or argument is wrong."""
+
+    def __init__(self, message: str, reason: Reason = Reason.BAD_OPTION) -> None:
+        super().__init__(reason, message)
+
+    def __reduce__(self) -> tuple[type["UnmaskError"], tuple[Reason, str]]:
+        return type(self), (self.message, self.reason)  # type: ignore[return-value]
+
+
+class MediaError(UnmaskError):
+    """A file, URL or stream from which no score can come."""
+
+
+class ModelError(UnmaskError, ValueError):
+    """A model that cannot be built, or a checkpoint that cannot be trusted."""

@@ -1,0 +1,141 @@
+"""From what a person names (files, folders, URLs) to files that can be decoded."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from unmask.errors import MediaError, Reason
+
+__all__ = ["VIDEO_SUFFIXES", "FetchLimits", "Source", "content_id", "expand", "fetched"]
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv .y4m".split()
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLimits:
+    """What a download may cost before it is given up."""
+
+    max_bytes: int = 2 * 1024**3
+    """Larger files are refused, by their announced size where there is one."""
+    silence_s: float = 10.0
+    """A server that says nothing for so long is given up."""
+    total_s: float = 600.0
+    """A download that is not complete by then is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One thing to score: a file or a URL, or the reason why what was named holds none."""
+
+    input: str
+    error: MediaError | None = None
+
+    @property
+    def is_url(self) -> bool:
+        """Whether it has to be fetched."""
+        return self.input.lower().startswith(("http://", "https://"))
+
+
+def expand(inputs: Iterable[str]) -> Iterator[Source]:
+    """List the videos behind what a person named.
+
+    Folders are walked in the order of names, and give files with the suffix of a video; hidden files and folders are
+    left out. A file named as such is taken whatever its suffix. Nothing is opened here.
+
+    Yields:
+        A source for each video; one with an error for a path that is missing and for a folder without videos.
+    """
+    for name in inputs:
+        source = Source(name)
+        path = Path(name)
+        if source.is_url or path.is_file():
+            yield source
+        elif path.is_dir():
+            yield from _walk(path, name)
+        elif path.exists():
+            yield Source(name, MediaError(Reason.UNREADABLE_FILE, f"{name} is neither a file nor a folder."))
+        else:
+            yield Source(name, MediaError(Reason.MISSING_FILE, f"{name} does not exist; check the path."))
+
+
+def _walk(folder: Path, name: str) -> Iterator[Source]:
+    found = False
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in sorted(files):
+            if not file.startswith(".") and Path(file).suffix.lower() in VIDEO_SUFFIXES:
+                found = True
+                yield Source(str(Path(parent) / file))
+    if not found:
+        wanted = ", ".join(sorted(VIDEO_SUFFIXES))
+        yield Source(name, MediaError(Reason.EMPTY_FOLDER, f"{name} holds no video; its files should end in {wanted}."))
+
+
+@contextlib.contextmanager
+def fetched(source: Source, limits: FetchLimits | None = None) -> Iterator[Path]:
+    """The source as a local file; a download is deleted at the end.
+
+    Raises:
+        MediaError: The URL cannot be fetched within the limits.
+    """
+    if not source.is_url:
+        yield Path(source.input)
+        return
+    with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
+        path = Path(folder) / "download"
+        _download(source.input, path, limits or FetchLimits())
+        yield path
+
+
+def _download(url: str, path: Path, limits: FetchLimits) -> None:
+    deadline = time.monotonic() + limits.total_s
+    try:
+        with (
+            httpx.Client(timeout=limits.silence_s, follow_redirects=True) as client,
+            client.stream("GET", url) as response,
+            path.open("wb") as file,
+        ):
+            if not response.is_success:
+                raise MediaError(
+                    Reason.HTTP_STATUS,
+                    f"{url} answered {response.status_code} {response.reason_phrase}; check the URL.",
+                )
+            _check_size(url, int(response.headers.get("Content-Length") or 0), limits)
+            for chunk in response.iter_bytes(1 << 20):
+                file.write(chunk)
+                _check_size(url, file.tell(), limits)
+                if time.monotonic() > deadline:
+                    raise MediaError(
+                        Reason.HTTP_TIMEOUT,
+                        f"{url} was not complete after {limits.total_s:g} s; download it first and give the file.",
+                    )
+    except httpx.TimeoutException:
+        raise MediaError(
+            Reason.HTTP_TIMEOUT, f"{url} did not answer within {limits.silence_s:g} s; try again or give a file."
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        cause = str(error) or type(error).__name__
+        raise MediaError(Reason.HTTP_UNREACHABLE, f"{url} cannot be fetched ({cause}); check the URL.") from None
+
+
+def _check_size(url: str, size: int, limits: FetchLimits) -> None:
+    if size > limits.max_bytes:
+        raise MediaError(
+            Reason.TOO_LARGE,
+            f"{url} is larger than the limit of {limits.max_bytes:,} bytes; download it yourself and give the file.",
+        )
+
+
+def content_id(path: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a file: the same clip has the same id wherever it lies."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
