@@ -1,0 +1,256 @@
+"""The `unmask` command. What takes long to import is imported where it is used, so that `--help` answers at once."""
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unmask import __version__
+from unmask.errors import MediaError, UnmaskError, UsageError
+
+if TYPE_CHECKING:
+    from unmask.analysis import Analysis, Analyzer
+    from unmask.inputs import Source
+    from unmask.plan import Sampling
+    from unmask.records import VideoScore
+
+__all__ = ["app", "main"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_SOME_FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
+_DEFAULT_FRAMES = 32
+
+app = typer.Typer(
+    name="unmask",
+    help="Finds manipulated faces in video.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out, _err = Console(), Console(stderr=True)
+
+Frames = Annotated[int | None, typer.Option("--frames", help=f"Score N frames spread evenly [{_DEFAULT_FRAMES}].")]
+Fps = Annotated[float | None, typer.Option("--fps", help="Score F frames a second.")]
+Every = Annotated[int | None, typer.Option("--every", help="Score every N-th frame; 1 is all of them.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+
+
+def _civil(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Turn what a user can mend into one sentence and an exit status, and Ctrl-C into 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return command(*args, **kwargs)
+        except UnmaskError as error:
+            _say(error.message)
+            raise typer.Exit(_SOME_FAILED if isinstance(error, MediaError) else _WRONG_USAGE) from None
+        except KeyboardInterrupt:
+            _say("Interrupted; nothing half-written was left.")
+            raise typer.Exit(_INTERRUPTED) from None
+
+    return wrapped
+
+
+def _say(message: str) -> None:
+    _err.print(f"unmask: {escape(message)}", soft_wrap=True, highlight=False)
+
+
+def _print_json(plain: object) -> None:
+    # Not through rich: a program reads this.
+    sys.stdout.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _sampling(frames: int | None, fps: float | None, every: int | None) -> "Sampling":
+    from unmask.plan import Sampling
+
+    if sum(option is not None for option in (frames, fps, every)) > 1:
+        raise UsageError("--frames, --fps and --every exclude each other; give one of them.")
+    if frames is fps is every is None:
+        frames = _DEFAULT_FRAMES
+    return Sampling(frames=frames, rate_fps=fps, every=every)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"unmask {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@_civil
+def score(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, http(s) URLs.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write report.html and results.jsonl here.")] = None,
+    as_json: AsJson = False,
+    frames: Frames = None,
+    fps: Fps = None,
+    every: Every = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A checkpoint's path, a preset, or a timm backbone.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="Weights of the backbone, from a file.")] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option("--pretrained/--no-pretrained", help="Whether a backbone by name gets its published weights."),
+    ] = True,
+    aggregation: Annotated[
+        str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
+    ] = "confident",
+    device: Device = "auto",
+) -> None:
+    """Score videos: which faces, when, how sure, and why.
+
+    Exit status: 0 if all were analysed, 1 if some failed, 2 for wrong usage.
+    """
+    from unmask.inputs import expand
+    from unmask.scoring import ScoringOptions
+
+    sampling = _sampling(frames, fps, every)
+    options = ScoringOptions(aggregation=aggregation)
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder.")
+    sources = list(expand(inputs))
+    from unmask.analysis import Analyzer
+
+    analyzer = Analyzer.load(model, device=device, weights=weights, pretrained=pretrained, options=options)
+    analyses = []
+    for analysis in _analyses(analyzer, sources, sampling, evidence=out is not None):
+        analyses.append(analysis)
+        if as_json:
+            _print_json(analysis.score.to_json())
+    if not as_json:
+        _out.print(_table([a.score for a in analyses]))
+    if out is not None:
+        _write_results(out, analyses)
+    if any(a.score.error is not None and a.score.status == "failed" for a in analyses):
+        raise typer.Exit(_SOME_FAILED)
+
+
+def _analyses(
+    analyzer: "Analyzer", sources: list["Source"], sampling: "Sampling", *, evidence: bool
+) -> Iterator["Analysis"]:
+    with _progress(len(sources)) as advance:
+        for source in sources:
+            yield analyzer.analyze(
+                source, sampling, evidence=evidence, progress=functools.partial(advance, source.input)
+            )
+            advance(source.input, 1.0)
+
+
+@contextmanager
+def _progress(videos: int) -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error if that is a terminal: one step a video, filled by the share of it that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        task = bar.add_task("", total=videos)
+        done = 0.0
+
+        def advance(name: str, share: float) -> None:
+            nonlocal done
+            bar.update(task, description=escape(Path(name).name), completed=done + share)
+            done += share == 1.0
+
+        yield advance
+
+
+def _table(scores: list["VideoScore"]) -> Table:
+    table = Table("Video", "Verdict", "Score", "Faces", "Frames scored", "Seconds", "Remarks")
+    style = {"manipulated": "bold red", "authentic": "green", "inconclusive": "yellow"}
+    for score in scores:
+        shown = "failed" if score.status == "failed" else str(score.verdict)
+        remarks = [f"{score.error.code}: {score.error.message}"] if score.error else list(score.warnings)
+        table.add_row(
+            escape(score.input),
+            f"[{style.get(shown, 'bold magenta')}]{shown}[/]",
+            "-" if score.score is None else f"{score.score:.3f}",
+            str(len(score.faces)),
+            f"{score.frames.scored} of {score.frames.received}",
+            f"{score.timings_s.get('total', 0.0):.1f}",
+            escape("\n".join(remarks)),
+        )
+    return table
+
+
+def _write_results(out: Path, analyses: list["Analysis"]) -> None:
+    from unmask.report import write_report, write_text
+
+    report = out / "report.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(a.score.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for a in analyses]
+        write_text(out / "results.jsonl", "".join(lines))
+        write_report(report, [a.report_entry() for a in analyses], command=shlex.join(["unmask", *sys.argv[1:]]))
+    except OSError as error:
+        raise UsageError(f"The report cannot be written to {out}: {error.strerror}; choose another --out.") from None
+    _say(f"The report lies in {report.resolve()}")
+
+
+@app.command()
+@_civil
+def probe(
+    file: Annotated[str, typer.Argument(help="A video file or URL.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a file's container and packets tell, without decoding it."""
+    from unmask.inputs import Source, fetched
+    from unmask.video import probe as probe_video
+
+    with fetched(Source(file)) as path:
+        info = probe_video(path).to_json()
+    if as_json:
+        _print_json(info)
+        return
+    table = Table(show_header=False)
+    for name, value in info.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    _out.print(table)
+
+
+@app.command()
+@_civil
+def faces(
+    file: Annotated[str, typer.Argument(help="A video file or URL.")],
+    out: Annotated[Path, typer.Option("--out", help="Write faces.json and the crops here.")],
+    frames: Frames = None,
+    fps: Fps = None,
+    every: Every = None,
+    margin: Annotated[float, typer.Option("--margin", help="Side of a crop over side of the face's box.")] = 1.3,
+    aligned: Annotated[bool, typer.Option("--align", help="Turn the crops upright by their landmarks.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Find the faces of a video: boxes, landmarks, tracks and crops."""
+    from unmask.inputs import Source, fetched
+
+    sampling = _sampling(frames, fps, every)
+    if margin <= 0:
+        raise UsageError(f"--margin must be above 0; got {margin:g}.")
+    from unmask.analysis import write_faces
+
+    with fetched(Source(file)) as path:
+        count = write_faces(path, out, sampling, name=file, margin=margin, aligned=aligned, device=device)
+    _say(f"{count} faces lie in {out.resolve()}")
+
+
+def main() -> None:
+    """Entry point of the `unmask` console script."""
+    app(prog_name="unmask")
+
+
+if __name__ == "__main__":
+    main()
