@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
@@ -187,17 +188,31 @@ def _table(scores: list["VideoScore"]) -> Table:
     return table
 
 
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"Nothing can be written to {out} ({error.strerror}); choose another --out.") from None
+
+
 def _write_results(out: Path, analyses: list["Analysis"]) -> None:
-    from unmask.report import write_report, write_text
+    from unmask.atomic import replacing
+    from unmask.report import write_report
 
     report = out / "report.html"
-    try:
+    lines = [json.dumps(a.score.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for a in analyses]
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(a.score.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for a in analyses]
-        write_text(out / "results.jsonl", "".join(lines))
-        write_report(report, [a.report_entry() for a in analyses], command=shlex.join(["unmask", *sys.argv[1:]]))
-    except OSError as error:
-        raise UsageError(f"The report cannot be written to {out}: {error.strerror}; choose another --out.") from None
+        with replacing(out / "results.jsonl") as beside:
+            beside.write_text("".join(lines), encoding="utf-8")
+        write_report(
+            report,
+            [a.report_entry() for a in analyses],
+            title="Unmask report",
+            command=shlex.join(["unmask", *sys.argv[1:]]),
+            created=datetime.now().astimezone(),
+        )
     _say(f"The report lies in {report.resolve()}")
 
 
@@ -240,10 +255,13 @@ def faces(
     sampling = _sampling(frames, fps, every)
     if margin <= 0:
         raise UsageError(f"--margin must be above 0; got {margin:g}.")
-    from unmask.analysis import write_faces
+    from unmask.analysis import select_device
+    from unmask.gallery import write_faces
+    from unmask.mtcnn import MTCNN
 
-    with fetched(Source(file)) as path:
-        count = write_faces(path, out, sampling, name=file, margin=margin, aligned=aligned, device=device)
+    detector = MTCNN(device=select_device(device))
+    with fetched(Source(file)) as path, _writing(out):
+        count = write_faces(path, out, sampling, detector, name=file, margin=margin, aligned=aligned)
     _say(f"{count} faces lie in {out.resolve()}")
 
 

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.atomic import replacing
+
 __all__ = ["main", "make_clips"]
 
 _SIZE = (640, 480)
@@ -64,18 +66,17 @@ def _camera(still_HWC: NDArray[np.uint8], seed: int) -> Iterator[NDArray[np.uint
 
 
 def _write(path: Path, frames: Iterator[NDArray[np.uint8]], *, damaged: bool = False) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    with av.open(str(beside), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=_RATE_FPS, options={"crf": "20", "g": "25", "threads": "1"})
-        stream.width, stream.height = _SIZE
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, _RATE_FPS)
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    if damaged:
-        _damage(beside, seed=5)
-    beside.replace(path)
+    with replacing(path) as beside:
+        with av.open(str(beside), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=_RATE_FPS, options={"crf": "20", "g": "25", "threads": "1"})
+            stream.width, stream.height = _SIZE
+            stream.pix_fmt = "yuv420p"
+            stream.time_base = Fraction(1, _RATE_FPS)
+            for image in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+        if damaged:
+            _damage(beside, seed=5)
 
 
 def _damage(path: Path, seed: int) -> None:

@@ -166,7 +166,7 @@ def judge(
         damaged: Share of the wanted frames that were damaged or missing, in [0, 1].
     """
     score, uncertainty = track.score(options.aggregation), track.uncertainty()
-    low, high = calibration.band
+    low, high = calibration.low, calibration.high
     reasons = []
     if not trained:
         reasons.append("The model was never trained: its weights are random, and the score says nothing.")
@@ -176,10 +176,10 @@ def judge(
         reasons.append(f"The windows disagree: their scores spread by {uncertainty:.2f}.")
     if damaged > options.max_damaged:
         reasons.append(f"{damaged:.0%} of the frames are damaged or missing.")
-    if low <= score <= high and low < high:
+    if low <= score < high:
         reasons.append(
             f"The score {score:.2f} lies in the band from {low:.2f} to {high:.2f} where the model is unsure."
         )
     if reasons:
         return Judgement(Verdict.INCONCLUSIVE, tuple(reasons))
-    return Judgement(Verdict.MANIPULATED if score >= calibration.threshold else Verdict.AUTHENTIC, ())
+    return Judgement(Verdict.MANIPULATED if score >= high else Verdict.AUTHENTIC, ())

@@ -1,0 +1,142 @@
+"""From a video to the faces in it: decode ahead in a thread, detect, join over time.
+
+Frames that lie close together are followed from face to face; frames that lie far apart are each searched.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unmask.errors import Reason
+from unmask.follow import Follower
+from unmask.mtcnn import MTCNN
+from unmask.plan import Sampling
+from unmask.prefetch import prefetched
+from unmask.records import Faces, Frame
+from unmask.tracks import Sighting, Tracker
+from unmask.video import Missing, VideoReader
+
+__all__ = ["Seen", "Stopwatch", "watch"]
+
+# Frames at most this far apart are followed: a face moves little in that time.
+_FOLLOW_STEP_S = 0.12
+# What may wait, decoded: ten frames of 1080p. One frame may always wait, however large.
+_AHEAD_BYTES = 64 * 1024**2
+# Frames searched together: enough to fill a GPU, little enough to keep memory low.
+_BATCH_BYTES, _BATCH_FRAMES = 24 * 1024**2, 32
+# The least side in which the detector's smallest window (12 px at twice the size) could lie with any meaning.
+_MIN_SIDE_PX = 20
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds spent, by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, since: float) -> float:
+        """Book the time since a reading of `time.perf_counter`, and give a new one."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
+        return now
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """One frame that was asked for: its faces, or why there are none.
+
+    Args:
+        pts_s: Presentation time.
+        index: Position in presentation order in the whole video.
+        frame: The picture; None where there is none to look at (damaged or missing).
+        faces: The faces in it.
+        sightings: Whose they are, one a face.
+        reason: Why there is no face, or None.
+    """
+
+    pts_s: float
+    index: int
+    frame: Frame | None
+    faces: Faces
+    sightings: list[Sighting]
+    reason: Reason | None
+
+
+def watch(reader: VideoReader, sampling: Sampling, detector: MTCNN, stopwatch: Stopwatch) -> Iterator[Seen]:
+    """Find and join the faces of the frames that are wanted.
+
+    Damaged frames are not looked at: what the damage did to a face would be taken for a manipulation.
+
+    Args:
+        reader: An open video.
+        sampling: Which frames.
+        detector: The face detector.
+        stopwatch: Gets the stages `decode` (which runs beside the others) and `detect`.
+
+    Yields:
+        One answer for every frame that was asked for, in the order of presentation.
+    """
+    times_s = reader.plan(sampling).times_s_T
+    dense = len(times_s) > 1 and float(np.median(np.diff(times_s))) <= _FOLLOW_STEP_S
+    follower = Follower(detector) if dense else None
+    tracker = Tracker()
+    # Closing it ends the thread before the reader is closed under it.
+    with closing(prefetched(_decoded(reader, sampling, stopwatch), cost=_bytes, limit=_AHEAD_BYTES)) as ahead:
+        for batch in _batches(ahead, 1 if follower else _BATCH_FRAMES):
+            started = time.perf_counter()
+            found = _detect(batch, detector, follower)
+            stopwatch.add("detect", started)
+            yield from [_seen(item, faces, tracker) for item, faces in zip(batch, found, strict=True)]
+
+
+def _decoded(reader: VideoReader, sampling: Sampling, stopwatch: Stopwatch) -> Iterator[Frame | Missing]:
+    started = time.perf_counter()
+    for item in reader.frames(sampling):
+        stopwatch.add("decode", started)
+        yield item
+        started = time.perf_counter()
+    stopwatch.add("decode", started)
+
+
+def _bytes(item: Frame | Missing) -> int:
+    return item.image_HWC.nbytes if isinstance(item, Frame) else 0
+
+
+def _batches(items: Iterator[Frame | Missing], most: int) -> Iterator[list[Frame | Missing]]:
+    batch: list[Frame | Missing] = []
+    for item in items:
+        if batch and (len(batch) == most or sum(map(_bytes, batch)) + _bytes(item) > _BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _reason_not_to_look(item: Frame | Missing) -> Reason | None:
+    if isinstance(item, Missing):
+        return item.reason
+    if item.is_corrupt:
+        return Reason.CORRUPT_FRAME
+    return Reason.FRAME_TOO_SMALL if min(item.image_HWC.shape[:2]) < _MIN_SIDE_PX else None
+
+
+def _detect(batch: list[Frame | Missing], detector: MTCNN, follower: Follower | None) -> list[Faces]:
+    frames = [item for item in batch if isinstance(item, Frame) and _reason_not_to_look(item) is None]
+    if follower is not None:
+        found = iter([follower(frame.image_HWC, frame.pts_s) for frame in frames])
+    else:
+        found = iter(detector.search([frame.image_HWC for frame in frames]) if frames else [])
+    return [next(found) if _reason_not_to_look(item) is None else Faces.none() for item in batch]
+
+
+def _seen(item: Frame | Missing, faces: Faces, tracker: Tracker) -> Seen:
+    reason = _reason_not_to_look(item)
+    if isinstance(item, Missing) or reason is not None:
+        tracker.skip()
+        return Seen(item.pts_s, item.index, None, Faces.none(), [], reason)
+    sightings = tracker.update(faces, item.pts_s)
+    return Seen(item.pts_s, item.index, item, faces, sightings, None if len(faces) else Reason.NO_FACE)
