@@ -98,7 +98,7 @@ class Analysis:
             score=self.score,
             tracks=self.tracks,
             model_card=self.description.to_json(),
-            abstain=(calibration.low, calibration.high),
+            abstain=calibration.band,
         )
 
 
@@ -132,29 +132,31 @@ class Analyzer:
     @classmethod
     def load(
         cls,
-        model: str | Path = DEFAULT_MODEL,
+        model: str | Path | None = None,
         *,
         device: str = "auto",
         weights: Path | None = None,
         pretrained: bool | None = None,
         options: ScoringOptions | None = None,
+        limits: FetchLimits | None = None,
     ) -> Self:
         """Load everything by name.
 
         Args:
-            model: A checkpoint's path, a preset or a timm backbone.
+            model: A checkpoint's path, a preset or a timm backbone; the default model where None.
             device: See `select_device`.
             weights: Weights of the backbone, from a file.
             pretrained: Whether a backbone gets timm's weights; left open, the preset decides.
             options: What counts as evidence.
+            limits: What a download may cost.
 
         Raises:
             ModelError: The model cannot be had or trusted.
             UsageError: The device is not there, or options contradict each other.
         """
         where = select_device(device)
-        built, description = resolve(model, device=where, weights=weights, pretrained=pretrained)
-        return cls(built, description, MTCNN(device=where), options=options)
+        built, description = resolve(model or DEFAULT_MODEL, device=where, weights=weights, pretrained=pretrained)
+        return cls(built, description, MTCNN(device=where), options=options, limits=limits)
 
     def analyze(
         self,

@@ -107,29 +107,41 @@ def score(
     ] = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="Weights of the backbone, from a file.")] = None,
     pretrained: Annotated[
-        bool,
+        bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Whether a backbone by name gets its published weights."),
-    ] = True,
+    ] = None,
     aggregation: Annotated[
         str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
     ] = "confident",
+    url_timeout: Annotated[
+        float, typer.Option("--url-timeout", help="Give up on a server that is silent for so many seconds.")
+    ] = 10.0,
     device: Device = "auto",
 ) -> None:
     """Score videos: which faces, when, how sure, and why.
 
     Exit status: 0 if all were analysed, 1 if some failed, 2 for wrong usage.
     """
-    from unmask.inputs import expand
+    from unmask.inputs import FetchLimits, expand
     from unmask.scoring import ScoringOptions
 
     sampling = _sampling(frames, fps, every)
     options = ScoringOptions(aggregation=aggregation)
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder.")
+    if url_timeout <= 0:
+        raise UsageError(f"--url-timeout must be above 0 seconds; got {url_timeout:g}.")
     sources = list(expand(inputs))
     from unmask.analysis import Analyzer
 
-    analyzer = Analyzer.load(model, device=device, weights=weights, pretrained=pretrained, options=options)
+    analyzer = Analyzer.load(
+        model,
+        device=device,
+        weights=weights,
+        pretrained=pretrained,
+        options=options,
+        limits=FetchLimits(silence_s=url_timeout),
+    )
     analyses = []
     for analysis in _analyses(analyzer, sources, sampling, evidence=out is not None):
         analyses.append(analysis)

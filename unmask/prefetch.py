@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Generic, TypeVar
 
 __all__ = ["prefetched"]
@@ -41,7 +41,7 @@ class _Ahead(Generic[T]):
                 self._changed.notify_all()
             return not self._stopping
 
-    def run(self) -> Iterator[T]:
+    def run(self) -> Generator[T, None, None]:
         self._thread.start()
         try:
             while True:
@@ -63,7 +63,7 @@ class _Ahead(Generic[T]):
             raise self._error
 
 
-def prefetched(items: Iterable[T], *, cost: Callable[[T], int], limit: int) -> Iterator[T]:
+def prefetched(items: Iterable[T], *, cost: Callable[[T], int], limit: int) -> Generator[T, None, None]:
     """Run an iterator in a thread, at most so far ahead.
 
     Args:

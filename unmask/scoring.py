@@ -166,7 +166,7 @@ def judge(
         damaged: Share of the wanted frames that were damaged or missing, in [0, 1].
     """
     score, uncertainty = track.score(options.aggregation), track.uncertainty()
-    low, high = calibration.low, calibration.high
+    low, high = calibration.band
     reasons = []
     if not trained:
         reasons.append("The model was never trained: its weights are random, and the score says nothing.")

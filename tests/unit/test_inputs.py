@@ -1,61 +1,19 @@
-import contextlib
 import hashlib
-import http.server
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.webserver import serving
 from unmask.errors import MediaError, Reason
 from unmask.inputs import FetchLimits, Source, content_id, expand, fetched
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.path == "/clip.mp4":
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"v" * 5000)
-        elif self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/clip.mp4")
-            self.end_headers()
-        elif self.path == "/huge":
-            self.send_response(200)
-            self.send_header("Content-Length", str(10 * 1024**3))
-            self.end_headers()
-        elif self.path == "/huge-unannounced":
-            self.send_response(200)
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):
-                while True:
-                    self.wfile.write(b"x" * (1 << 16))
-        elif self.path == "/drip":
-            self.send_response(200)
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):
-                while not self.server.stopping.wait(0.02):  # type: ignore[attr-defined]
-                    self.wfile.write(b"x" * (1 << 20))
-        else:
-            self.send_error(404)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.stopping = threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.stopping.set()  # type: ignore[attr-defined]
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with serving({"/clip.mp4": b"v" * 5000}) as url:
+        yield url
 
 
 @pytest.fixture

@@ -48,5 +48,5 @@ def test_closing_ends_the_thread() -> None:
     before = threading.active_count()
     ahead = prefetched(iter(int, 1), cost=lambda _: 1, limit=3)
     assert next(ahead) == 0
-    ahead.close()  # type: ignore[attr-defined]
+    ahead.close()
     assert threading.active_count() == before

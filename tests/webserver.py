@@ -1,0 +1,67 @@
+"""A web server that serves files, and does some of what servers do wrong: redirects, floods, drips, lies, 404."""
+
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator
+
+__all__ = ["serving"]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves files, and some of what servers do wrong."""
+
+    server: "Server"
+
+    def do_GET(self) -> None:
+        if self.path in self.server.files:
+            self.answer()
+            self.wfile.write(self.server.files[self.path])
+        elif self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/clip.mp4")
+            self.end_headers()
+        elif self.path == "/huge":
+            self.answer(length=10 * 1024**3)
+        elif self.path == "/huge-unannounced":
+            self.answer()
+            self.pour(pause_s=0)
+        elif self.path == "/drip":
+            self.answer()
+            self.pour(pause_s=0.02)
+        else:
+            self.send_error(404)
+
+    def answer(self, length: int | None = None) -> None:
+        self.send_response(200)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def pour(self, pause_s: float) -> None:
+        with contextlib.suppress(ConnectionError):
+            while not self.server.stopping.wait(pause_s):
+                self.wfile.write(b"x" * (1 << 16))
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.stopping = threading.Event()
+
+
+@contextlib.contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[str]:
+    with Server(files) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_port}"
+        finally:
+            httpd.stopping.set()
+            httpd.shutdown()
+            thread.join()
