@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
@@ -72,7 +72,7 @@ def _say(message: str) -> None:
 
 def _print_json(plain: object) -> None:
     # Not through rich: a program reads this.
-    sys.stdout.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(plain, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -148,7 +148,7 @@ def score(
         if as_json:
             _print_json(analysis.score.to_json())
     if not as_json:
-        _out.print(_table([a.score for a in analyses]))
+        _show([a.score for a in analyses])
     if out is not None:
         _write_results(out, analyses)
     if any(a.score.error is not None and a.score.status == "failed" for a in analyses):
@@ -182,22 +182,31 @@ def _progress(videos: int) -> Iterator[Callable[[str, float], None]]:
         yield advance
 
 
-def _table(scores: list["VideoScore"]) -> Table:
-    table = Table("Video", "Verdict", "Score", "Faces", "Frames scored", "Seconds", "Remarks")
+def _show(scores: list["VideoScore"]) -> None:
+    """A row a video, and below it what has to be said, once."""
     style = {"manipulated": "bold red", "authentic": "green", "inconclusive": "yellow"}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Video", overflow="fold")
+    for heading in ("Verdict", "Score", "Faces", "Frames", "Seconds"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "Verdict" else "right")
+    remarks: dict[str, list[str]] = {}
     for score in scores:
-        shown = "failed" if score.status == "failed" else str(score.verdict)
-        remarks = [f"{score.error.code}: {score.error.message}"] if score.error else list(score.warnings)
+        shown = str(score.verdict if score.status == "scored" else score.status)
         table.add_row(
             escape(score.input),
-            f"[{style.get(shown, 'bold magenta')}]{shown}[/]",
+            f"[{style.get(shown, 'magenta')}]{shown}[/]",
             "-" if score.score is None else f"{score.score:.3f}",
             str(len(score.faces)),
-            f"{score.frames.scored} of {score.frames.received}",
+            f"{score.frames.scored}/{score.frames.received}",
             f"{score.timings_s.get('total', 0.0):.1f}",
-            escape("\n".join(remarks)),
         )
-    return table
+        for remark in [score.error.message] if score.error else score.warnings:
+            remarks.setdefault(remark, []).append(score.input)
+    _out.print(table)
+    for remark, inputs in remarks.items():
+        named = any(name in remark for name in inputs)
+        where = "" if named else f"{inputs[0]}: " if len(inputs) == 1 else f"{len(inputs)} videos: "
+        _out.print(escape(f"- {where}{remark}"), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -213,7 +222,7 @@ def _write_results(out: Path, analyses: list["Analysis"]) -> None:
     from unmask.report import write_report
 
     report = out / "report.html"
-    lines = [json.dumps(a.score.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for a in analyses]
+    lines = [json.dumps(a.score.to_json(), allow_nan=False) + "\n" for a in analyses]
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / "results.jsonl") as beside:
@@ -221,9 +230,7 @@ def _write_results(out: Path, analyses: list["Analysis"]) -> None:
         write_report(
             report,
             [a.report_entry() for a in analyses],
-            title="Unmask report",
             command=shlex.join(["unmask", *sys.argv[1:]]),
-            created=datetime.now().astimezone(),
         )
     _say(f"The report lies in {report.resolve()}")
 
@@ -279,6 +286,10 @@ def faces(
 
 def main() -> None:
     """Entry point of the `unmask` console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A file's name need not be text.
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="unmask")
 
 
