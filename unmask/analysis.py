@@ -219,7 +219,7 @@ class _Run:
     def analyze(self, source: Source, path: Path) -> Analysis:
         with VideoReader(path) as reader:
             self.id = content_id(path)
-            wanted = max(len(reader.plan(self.sampling)), 1)
+            wanted = max(len(reader.times_s(self.sampling)), 1)
             for seen in watch(reader, self.sampling, self.analyzer.detector, self.stopwatch):
                 self._take(seen)
                 self.progress(min(self.received / (wanted + 1), 0.99))

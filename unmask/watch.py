@@ -79,7 +79,7 @@ def watch(reader: VideoReader, sampling: Sampling, detector: MTCNN, stopwatch: S
     Yields:
         One answer for every frame that was asked for, in the order of presentation.
     """
-    times_s = reader.plan(sampling).times_s_T
+    times_s = reader.times_s(sampling)
     dense = len(times_s) > 1 and float(np.median(np.diff(times_s))) <= _FOLLOW_STEP_S
     follower = Follower(detector) if dense else None
     tracker = Tracker()
