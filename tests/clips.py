@@ -7,6 +7,7 @@ noise, so that no codec gets away with copying.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -258,13 +259,14 @@ def grow_claim(source: Path, target: Path, table: bytes, frames: int = 1_000_000
     return target
 
 
-def turned(path: Path, degrees_clockwise: int, *, mirrored: bool = False, encoding: Encoding = ENCODINGS[0]) -> Path:
-    """A clip that is to be shown turned, or turned and then mirrored left to right."""
+def turned(path: Path, degrees_clockwise: int, *, mirrored: bool = False, **options: Any) -> Path:
+    """A clip that is to be shown turned, or turned and then mirrored left to right. Options as in `clip`."""
     one, cosine, sine = 1 << 16, (1, 0, -1, 0)[degrees_clockwise // 90], (0, 1, 0, -1)[degrees_clockwise // 90]
     a, b, c, d = cosine, sine, -sine, cosine
     if mirrored:
         a, c = -a, -c
-    return clip(path, encoding, frames=6, matrix=[a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30])
+    matrix = [a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30]
+    return clip(path, **{"frames": 6, "matrix": matrix, **options})
 
 
 def edited(path: Path, source: Path, *, skipped: int = 7) -> Path:

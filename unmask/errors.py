@@ -62,9 +62,10 @@ class UnmaskError(Exception):
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
         self.reason = reason
-        self.message = message
+        # Sentences end alike, whoever wrote them.
+        self.message = message if message.endswith(".") else f"{message}."
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[type["UnmaskError"], tuple[Reason, str]]:
         return type(self), (self.reason, self.message)

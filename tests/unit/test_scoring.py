@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from unmask.calibration import Calibration
 
+from unmask.calibration import Calibration
 from unmask.errors import UsageError
 from unmask.records import Verdict
 from unmask.scoring import ScoringOptions, TrackScores, confident, deciding_track, judge
