@@ -15,6 +15,7 @@ from unmask.mtcnn import MTCNN
 from unmask.plan import Sampling
 from unmask.video import VideoReader
 from unmask.watch import Seen, Stopwatch, watch
+from unmask.workers import Workers
 
 __all__ = ["write_faces"]
 
@@ -46,7 +47,7 @@ def write_faces(
     """
     (out / "crops").mkdir(parents=True, exist_ok=True)
     with VideoReader(path) as reader:
-        seen_frames = watch(reader, sampling, detector, Stopwatch())
+        seen_frames = watch(reader, sampling, detector, Workers(detector.device), Stopwatch())
         frames = [_frame(seen, out, margin=margin, aligned=aligned) for seen in seen_frames]
         media = reader.info.to_json()
     with replacing(out / "faces.json") as beside:

@@ -18,6 +18,7 @@ from unmask.prefetch import prefetched
 from unmask.records import Faces, Frame
 from unmask.tracks import Sighting, Tracker
 from unmask.video import Missing, VideoReader
+from unmask.workers import Workers
 
 __all__ = ["Seen", "Stopwatch", "watch"]
 
@@ -65,7 +66,9 @@ class Seen:
     reason: Reason | None
 
 
-def watch(reader: VideoReader, sampling: Sampling, detector: MTCNN, stopwatch: Stopwatch) -> Iterator[Seen]:
+def watch(
+    reader: VideoReader, sampling: Sampling, detector: MTCNN, workers: Workers, stopwatch: Stopwatch
+) -> Iterator[Seen]:
     """Find and join the faces of the frames that are wanted.
 
     Damaged frames are not looked at: what the damage did to a face would be taken for a manipulation.
@@ -74,6 +77,7 @@ def watch(reader: VideoReader, sampling: Sampling, detector: MTCNN, stopwatch: S
         reader: An open video.
         sampling: Which frames.
         detector: The face detector.
+        workers: Search several frames at once.
         stopwatch: Gets the stages `decode` (which runs beside the others) and `detect`.
 
     Yields:
@@ -87,7 +91,7 @@ def watch(reader: VideoReader, sampling: Sampling, detector: MTCNN, stopwatch: S
     with closing(prefetched(_decoded(reader, sampling, stopwatch), cost=_bytes, limit=_AHEAD_BYTES)) as ahead:
         for batch in _batches(ahead, 1 if follower else _BATCH_FRAMES):
             started = time.perf_counter()
-            found = _detect(batch, detector, follower)
+            found = _detect(batch, detector, workers, follower)
             stopwatch.add("detect", started)
             yield from [_seen(item, faces, tracker) for item, faces in zip(batch, found, strict=True)]
 
@@ -124,12 +128,12 @@ def _reason_not_to_look(item: Frame | Missing) -> Reason | None:
     return Reason.FRAME_TOO_SMALL if min(item.image_HWC.shape[:2]) < _MIN_SIDE_PX else None
 
 
-def _detect(batch: list[Frame | Missing], detector: MTCNN, follower: Follower | None) -> list[Faces]:
+def _detect(batch: list[Frame | Missing], detector: MTCNN, workers: Workers, follower: Follower | None) -> list[Faces]:
     frames = [item for item in batch if isinstance(item, Frame) and _reason_not_to_look(item) is None]
     if follower is not None:
         found = iter([follower(frame.image_HWC, frame.pts_s) for frame in frames])
     else:
-        found = iter(detector.search([frame.image_HWC for frame in frames]) if frames else [])
+        found = iter(workers.map(detector.search, [frame.image_HWC for frame in frames]))
     return [next(found) if _reason_not_to_look(item) is None else Faces.none() for item in batch]
 
 
