@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.report import FrameEvidence
+from unmask.evidence import FrameEvidence
 
 __all__ = ["Album"]
 
@@ -49,16 +49,18 @@ class Album:
         if len(self._suspects) > _SUSPECTS:
             heapq.heappop(self._suspects)
 
-    def frames(self, heatmaps: Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]]) -> tuple[FrameEvidence, ...]:
+    def frames(
+        self, heatmaps: Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]] | None
+    ) -> tuple[FrameEvidence, ...]:
         """What was kept, in order of time.
 
         Args:
             heatmaps: From N crops to maps float32 (N, H, W) in [0, 1]; called once, with the most suspicious crops in
-                order of time.
+                order of time. None to do without maps.
         """
         suspects = sorted((frame for _, _, frame in self._suspects), key=lambda frame: frame.pts_s)
         crops = [frame.crop_HWC for frame in suspects if frame.crop_HWC is not None]
-        maps_NHW = heatmaps(crops) if crops else ()
-        explained = [replace(f, heatmap_HW=m) for f, m in zip(suspects, maps_NHW, strict=True)]
-        chosen = {frame.index: frame for frame in [*self._spread, *explained]}
+        if crops and heatmaps is not None:
+            suspects = [replace(f, heatmap_HW=m) for f, m in zip(suspects, heatmaps(crops), strict=True)]
+        chosen = {frame.index: frame for frame in [*self._spread, *suspects]}
         return tuple(sorted(chosen.values(), key=lambda frame: frame.pts_s))

@@ -6,7 +6,7 @@ Axes: N faces of a batch, D features, S = 2 D statistics of a window.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from unmask.album import Album
 from unmask.checkpoints import Description
-from unmask.errors import MediaError, Reason, UsageError
+from unmask.errors import MediaError, ModelError, Reason, UsageError
+from unmask.evidence import ReportEntry, TrackEvidence
 from unmask.explain import heatmaps
 from unmask.faces import crop, face_side_px
 from unmask.inputs import FetchLimits, Source, content_id, fetched
@@ -26,12 +27,12 @@ from unmask.mtcnn import MTCNN
 from unmask.plan import Sampling
 from unmask.presets import DEFAULT_MODEL, resolve
 from unmask.records import ErrorInfo, FrameCount, Status, Verdict, VideoInfo, VideoScore
-from unmask.report import ReportEntry, TrackEvidence
 from unmask.scoring import ScoringOptions, TrackScores, deciding_track, judge
 from unmask.transforms import resize, to_tensor
 from unmask.video import VideoReader
 from unmask.watch import Seen, Stopwatch, watch
 from unmask.window import RollingWindow
+from unmask.workers import Workers
 
 __all__ = ["Analysis", "Analyzer", "select_device"]
 
@@ -90,6 +91,7 @@ class Analysis:
     score: VideoScore
     description: Description
     tracks: tuple[TrackEvidence, ...] = ()
+    deciding_track_id: int | None = None
 
     def report_entry(self) -> ReportEntry:
         """What the report shows of this input."""
@@ -99,6 +101,7 @@ class Analysis:
             tracks=self.tracks,
             model_card=self.description.to_json(),
             abstain=calibration.band,
+            decides=self.deciding_track_id,
         )
 
 
@@ -128,6 +131,7 @@ class Analyzer:
         self.options = options or ScoringOptions()
         self.limits = limits or FetchLimits()
         self.device = next(model.parameters()).device
+        self.workers = Workers(self.device)
 
     @classmethod
     def load(
@@ -220,7 +224,7 @@ class _Run:
         with VideoReader(path) as reader:
             self.id = content_id(path)
             wanted = max(len(reader.times_s(self.sampling)), 1)
-            for seen in watch(reader, self.sampling, self.analyzer.detector, self.stopwatch):
+            for seen in watch(reader, self.sampling, self.analyzer.detector, self.analyzer.workers, self.stopwatch):
                 self._take(seen)
                 self.progress(min(self.received / (wanted + 1), 0.99))
             self._flush()
@@ -279,13 +283,18 @@ class _Run:
             return
         started = time.perf_counter()
         model, description = self.analyzer.model, self.analyzer.description
+        features_ND = torch.stack(self.analyzer.workers.map(self._features, crops))
         with torch.inference_mode():
-            inputs_N3HW = to_tensor([c.pixels_HWC for c in crops], description.preprocessing, self.analyzer.device)
-            features_ND = model.features(inputs_N3HW)
             logits_N = self._window_logits(crops, features_ND) if model.is_temporal else model.frame_logits(features_ND)
         for face, score in zip(crops, description.calibration.probability(logits_N.float().cpu().numpy()), strict=True):
             self._book(face, float(score))
         self.stopwatch.add("score", started)
+
+    @torch.inference_mode()
+    def _features(self, crops: Sequence[_Crop]) -> Iterator[torch.Tensor]:
+        preprocessing = self.analyzer.description.preprocessing
+        inputs_N3HW = to_tensor([c.pixels_HWC for c in crops], preprocessing, self.analyzer.device)
+        return iter(self.analyzer.model.features(inputs_N3HW))
 
     def _window_logits(self, crops: list[_Crop], features_ND: torch.Tensor) -> torch.Tensor:
         """Logits (N,) of the windows that end with each of the crops."""
@@ -322,28 +331,41 @@ class _Run:
         assert self.media is not None
         frame_duration_s = 1.0 / self.media.rate_fps if self.media.rate_fps > 0 else 0.0
         faces = [track.summary(options.aggregation, frame_duration_s) for track in tracks]
+        evidence, remarks = self._evidence()
         score = self._score(
             source,
             status=Status.SCORED,
             verdict=judgement.verdict,
             score=deciding.score(options.aggregation),
-            faces=tuple(sorted(faces, key=lambda face: -face.score)),
-            warnings=(*judgement.reasons, *self._warnings(unseen)),
+            faces=tuple(sorted(faces, key=lambda face: (face.track_id != deciding.track_id, -face.score))),
+            warnings=(*judgement.reasons, *self._warnings(unseen), *remarks),
         )
-        return Analysis(score, description, tuple(self._evidence()) if self.evidence else ())
+        return Analysis(score, description, evidence, deciding.track_id)
 
-    def _evidence(self) -> Iterator[TrackEvidence]:
+    def _evidence(self) -> tuple[tuple[TrackEvidence, ...], tuple[str, ...]]:
+        """What the report shows of each track, and what has to be said about it."""
+        if not self.evidence:
+            return (), ()
         started = time.perf_counter()
+        try:
+            return tuple(self._track_evidence(self._heatmaps)), ()
+        except ModelError as error:
+            return tuple(self._track_evidence(None)), (f"Heat maps are left out: {error.message}",)
+        finally:
+            self.stopwatch.add("explain", started)
+
+    def _track_evidence(
+        self, maps: Callable[[list[NDArray[np.uint8]]], NDArray[np.float32]] | None
+    ) -> Iterator[TrackEvidence]:
         for state in self.tracks.values():
             assert state.album is not None
             yield TrackEvidence(
                 track_id=state.scores.track_id,
-                frames=state.album.frames(self._heatmaps),
+                frames=state.album.frames(maps),
                 times_s_W=np.asarray(state.scores.pts_s),
                 scores_W=np.asarray(state.scores.window_scores),
                 spread_W=np.asarray(state.spreads),
             )
-        self.stopwatch.add("explain", started)
 
     def _heatmaps(self, crops: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
         inputs_N3HW = to_tensor(crops, self.analyzer.description.preprocessing, self.analyzer.device)

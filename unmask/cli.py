@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unmask.plan import Sampling
     from unmask.records import VideoScore
 
-__all__ = ["app", "main"]
+__all__ = ["app", "faces", "main", "probe", "score"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
