@@ -45,7 +45,7 @@ _out, _err = Console(), Console(stderr=True)
 Frames = Annotated[int | None, typer.Option("--frames", help=f"Score N frames spread evenly [{_DEFAULT_FRAMES}].")]
 Fps = Annotated[float | None, typer.Option("--fps", help="Score F frames a second.")]
 Every = Annotated[int | None, typer.Option("--every", help="Score every N-th frame; 1 is all of them.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 
 

@@ -120,6 +120,8 @@ def _open(path: Path) -> InputContainer:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise MediaError(Reason.UNREADABLE_FILE, f"{path} cannot be read ({why.lower()}); check it") from None
     try:
+        # torchvision switches libav's messages on when it is imported; what they say is in our answers.
+        av.logging.set_level(None)
         # The prefix keeps libav from taking a name such as "pipe:0" or "http:x" for an address.
         return av.open(
             f"file:{path}", mode="r", container_options={"format_whitelist": _FORMATS}, metadata_errors="replace"

@@ -31,8 +31,8 @@ class Sampling:
     """Which frames are wanted. At most one field is set; with none, every frame is.
 
     Args:
-        frames: This many, evenly spread: one from the middle of each of as many equal slices of the frames shown, by
-            position. All of them where the video has fewer.
+        frames: This many, evenly spread: one from about the middle of each of as many equal slices of the frames
+            shown, by position. All of them where the video has fewer.
         rate_fps: The frame that is shown at the first time stamp, and every 1 / rate_fps seconds after it.
         every: The frames at positions 0, k, 2k, ...
         times_s: The frames shown at these presentation times, in ascending order; one answer a time.
@@ -58,12 +58,16 @@ class Sampling:
         if self.times_s is not None and not all(math.isfinite(time_s) for time_s in self.times_s):
             raise UsageError(f"presentation times must be finite numbers of seconds; got {self.times_s}")
 
-    def positions(self, pts_s_S: NDArray[np.float64], end_s: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def positions(
+        self, pts_s_S: NDArray[np.float64], end_s: float, references_R: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The wanted positions and times, both (T,), ascending.
 
         Args:
             pts_s_S: When each frame is first shown, in seconds, ascending.
             end_s: When the last one has been shown: frames are shown over [pts_s, next pts_s).
+            references_R: Ascending positions of pictures that others are predicted from, and that are decoded anyway.
+                Evenly spread frames are taken from these where one lies at most a quarter of a slice from its middle.
 
         Returns:
             Positions, -1 where nothing is shown at a time that was asked for; and the frames' times, or where there is
@@ -78,6 +82,8 @@ class Sampling:
         if self.frames is not None:
             slices = np.arange(min(self.frames, shown), dtype=np.int64)
             positions = (2 * slices + 1) * shown // (2 * max(len(slices), 1))
+            if references_R is not None and len(references_R) and shown:
+                positions = _nearest(positions, references_R, within=shown / (4 * len(slices)))
         elif self.rate_fps is not None and shown:
             bounds_s = np.append(pts_s_S, max(end_s, pts_s_S[-1] + 2 * _TOLERANCE_S)) - pts_s_S[0]
             ticks = np.ceil((bounds_s - _TOLERANCE_S) * self.rate_fps)  # the first tick at or after each bound
@@ -85,6 +91,15 @@ class Sampling:
         else:
             positions = np.arange(0, shown, self.every or 1, dtype=np.int64)
         return positions, pts_s_S[positions]
+
+
+def _nearest(positions_T: NDArray[np.int64], others_R: NDArray[np.int64], within: float) -> NDArray[np.int64]:
+    """For each position the nearest of the others, the earlier of two; itself where none is near enough."""
+    after = np.searchsorted(others_R, positions_T)
+    candidates_2T = np.stack([others_R[np.maximum(after - 1, 0)], others_R[np.minimum(after, len(others_R) - 1)]])
+    away_2T = np.abs(candidates_2T - positions_T)
+    nearest_T = np.take_along_axis(candidates_2T, away_2T.argmin(0)[None], 0)[0]
+    return np.where(away_2T.min(0) <= within, nearest_T, positions_T)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,6 +174,10 @@ class PacketIndex:
         """Whether a time stamp names one frame."""
         return not len(self.packet_S) or bool(np.all(np.diff(self.pts_P[self.packet_S]) > 0))
 
+    def positions(self, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The positions and times that `sampling` wants of this video; see `Sampling.positions`."""
+        return sampling.positions(self.pts_s_S, self.end_s, np.flatnonzero(~self.disposable_P[self.packet_S]))
+
     def entries_of(self, packets_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The packets at which decoding must start for these packets' frames to be exact, (N,)."""
         entry_P = self.entry_P.copy()
@@ -204,7 +223,7 @@ class DecodePlan:
 
 def make_plan(index: PacketIndex, sampling: Sampling) -> DecodePlan:
     """The least that has to be decoded for the frames that `sampling` wants."""
-    positions_T, times_s_T = sampling.positions(index.pts_s_S, index.end_s)
+    positions_T, times_s_T = index.positions(sampling)
     present_T = (positions_T >= 0) & (positions_T < index.frames)
     packets_N = np.unique(index.packet_S[positions_T[present_T]])
     fed_P = np.zeros(len(index), np.bool_)

@@ -172,7 +172,9 @@ class VideoReader:
 
     def times_s(self, sampling: Sampling) -> NDArray[np.float64]:
         """Presentation times of what `frames` will answer, (T,), ascending. Decodes nothing."""
-        return sampling.positions(*self._timeline())[1]
+        if self._survey is not None:
+            return sampling.positions(*self._timeline())[1]
+        return self.index.positions(sampling)[1]
 
     def frames(self, sampling: Sampling) -> Iterator[Frame | Missing]:
         """The wanted frames in presentation order, one answer each, one at a time in memory.

@@ -195,9 +195,17 @@ def test_spans_are_apart_in_order_and_start_at_entries(index: PacketIndex, sampl
 def test_evenly_spread_frames_are_distinct_and_even(index: PacketIndex, count: int) -> None:
     chosen = make_plan(index, Sampling(frames=count)).positions_T
     assert len(chosen) == min(count, index.frames)
-    gaps = np.diff(np.concatenate([chosen, [chosen[0] + index.frames]]))
-    assert gaps.min() >= 1
-    assert gaps.max() - gaps.min() <= 1
+    assert (np.diff(chosen) >= 1).all()
+    middles = (2 * np.arange(len(chosen)) + 1) * index.frames // (2 * len(chosen))
+    assert (np.abs(chosen - middles) <= index.frames / (4 * len(chosen))).all()
+
+
+def test_evenly_spread_frames_prefer_pictures_that_are_decoded_anyway() -> None:
+    # Every third picture is a reference; slices of eight have their middles at 4, 12 and 20, and reach two to each side.
+    index = index_of(list(range(24)), entries=[0], disposable=[k for k in range(24) if k % 3])
+    assert make_plan(index, Sampling(frames=3)).positions_T.tolist() == [3, 12, 21]
+    # Slices of three reach nowhere.
+    assert make_plan(index, Sampling(frames=8)).positions_T.tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
 
 
 def test_a_linear_plan_feeds_everything() -> None:
