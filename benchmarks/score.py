@@ -62,7 +62,7 @@ def notebook(clip: str) -> dict[str, float]:
             face = cv2.resize(rgb[y1:y2, x1:x2], (224, 224)).astype("float32") / 255
             crops.append(torch.from_numpy(face).permute(2, 0, 1))
     with torch.inference_mode():
-        for batch in torch.stack(crops).split(16):
+        for batch in torch.utils.data.DataLoader(crops, batch_size=16):  # type: ignore[arg-type]
             model(batch)
     return {"seconds": time.perf_counter() - started, "frames": found}
 

@@ -4,7 +4,7 @@ Frames that lie close together are followed from face to face; frames that lie f
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -68,7 +68,7 @@ class Seen:
 
 def watch(
     reader: VideoReader, sampling: Sampling, detector: MTCNN, workers: Workers, stopwatch: Stopwatch
-) -> Iterator[Seen]:
+) -> Generator[Seen, None, None]:
     """Find and join the faces of the frames that are wanted.
 
     Damaged frames are not looked at: what the damage did to a face would be taken for a manipulation.

@@ -201,7 +201,7 @@ def test_evenly_spread_frames_are_distinct_and_even(index: PacketIndex, count: i
 
 
 def test_evenly_spread_frames_prefer_pictures_that_are_decoded_anyway() -> None:
-    # Every third picture is a reference; slices of eight have their middles at 4, 12 and 20, and reach two to each side.
+    # Every third picture is a reference; slices of eight have their middles at 4, 12 and 20 and reach two to each side.
     index = index_of(list(range(24)), entries=[0], disposable=[k for k in range(24) if k % 3])
     assert make_plan(index, Sampling(frames=3)).positions_T.tolist() == [3, 12, 21]
     # Slices of three reach nowhere.
