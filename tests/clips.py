@@ -5,6 +5,7 @@ noise, so that no codec gets away with copying.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "flipped",
     "grow_claim",
     "intra_refresh",
+    "joined",
     "lying_header",
     "parameter_change",
     "pictures",
@@ -187,6 +189,21 @@ def remuxed(source: Path, target: Path, options: dict[str, str] | None = None, *
                 packet.stream = twin
                 copy.mux(packet)
     return target
+
+
+def joined(path: Path, *sources: Path) -> Path:
+    """One file with the video streams of several."""
+    with ExitStack() as stack:
+        target = stack.enter_context(av.open(path, "w"))
+        inputs = [stack.enter_context(av.open(source)) for source in sources]
+        # All streams before the first packet: the header lists them.
+        streams = [target.add_stream_from_template(source.streams.video[0]) for source in inputs]
+        for source, stream in zip(inputs, streams, strict=True):
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+    return path
 
 
 def audio_only(path: Path) -> Path:

@@ -28,7 +28,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.pour(pause_s=0)
         elif self.path == "/drip":
             self.answer()
-            self.pour(pause_s=0.02)
+            self.pour(pause_s=0.05, chunk=b"x")
+        elif self.path == "/drip-headers":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            self.pour(pause_s=0.05, chunk=b"X-Drop: 1\r\n")
         else:
             self.send_error(404)
 
@@ -38,10 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
         self.end_headers()
 
-    def pour(self, pause_s: float) -> None:
+    def pour(self, pause_s: float, chunk: bytes = b"x" * (1 << 16)) -> None:
         with contextlib.suppress(ConnectionError):
             while not self.server.stopping.wait(pause_s):
-                self.wfile.write(b"x" * (1 << 16))
+                self.wfile.write(chunk)
 
     def log_message(self, *args: object) -> None:
         pass

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from unmask.album import Album
 from unmask.checkpoints import Description
-from unmask.errors import MediaError, ModelError, Reason, UsageError
+from unmask.devices import select_device
+from unmask.errors import MediaError, ModelError, Reason
 from unmask.evidence import ReportEntry, TrackEvidence
 from unmask.explain import heatmaps
 from unmask.faces import crop, face_side_px
@@ -34,30 +35,12 @@ from unmask.watch import Seen, Stopwatch, watch
 from unmask.window import RollingWindow
 from unmask.workers import Workers
 
-__all__ = ["Analysis", "Analyzer", "select_device"]
+__all__ = ["Analysis", "Analyzer"]
 
 _LOG = logging.getLogger(__name__)
 
 # Faces that go through the backbone together.
 _BATCH_FACES = 16
-
-
-def select_device(name: str) -> torch.device:
-    """The device that a user means; `auto` is the best one there is.
-
-    Raises:
-        UsageError: There is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(
-            f"--device {name} is not there; choose cpu, or auto for the best there is.", Reason.DEVICE_UNAVAILABLE
-        ) from None
-    return device
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +142,9 @@ class Analyzer:
             UsageError: The device is not there, or options contradict each other.
         """
         where = select_device(device)
-        built, description = resolve(model or DEFAULT_MODEL, device=where, weights=weights, pretrained=pretrained)
+        built, description = resolve(
+            DEFAULT_MODEL if model is None else model, device=where, weights=weights, pretrained=pretrained
+        )
         return cls(built, description, MTCNN(device=where), options=options, limits=limits)
 
     def analyze(
@@ -191,11 +176,11 @@ class Analyzer:
         except MediaError as error:
             analysis = run.failed(source, error)
         except OSError as error:
-            unreadable = f"{source.input} cannot be read ({error.strerror}); check the file and its permissions."
+            unreadable = f"{source.shown} cannot be read ({error.strerror}); check the file and its permissions."
             analysis = run.failed(source, MediaError(Reason.UNREADABLE_FILE, unreadable))
         except Exception as error:
-            _LOG.debug("while analysing %s", source.input, exc_info=True)
-            ours = f"{source.input} could not be analysed: {type(error).__name__}: {_one_line(str(error))}"
+            _LOG.debug("while analysing %s", source.shown, exc_info=True)
+            ours = f"{source.shown} could not be analysed: {type(error).__name__}: {_one_line(str(error))}"
             analysis = run.failed(source, MediaError(Reason.INTERNAL, ours))
         run.stopwatch.add("total", started)
         return analysis
@@ -215,6 +200,7 @@ class _Run:
         self.dropped: dict[Reason, int] = {}
         self.tracks: dict[int, _TrackState] = {}
         self._waiting: list[_Crop] = []
+        self._interrupted: set[int] = set()
 
     def failed(self, source: Source, error: MediaError) -> Analysis:
         """The result for an input from which no score can come."""
@@ -250,6 +236,8 @@ class _Run:
         preprocessing = self.analyzer.description.preprocessing
         for n, sighting in enumerate(seen.sightings):
             if seen.frame is None or face_side_px(seen.faces.boxes_N4[n]) < self.analyzer.options.min_face_px:
+                # Seen, but not scored: for the windows of this track that is a gap.
+                self._interrupted.add(sighting.track_id)
                 continue
             cut = crop(seen.frame.image_HWC, seen.faces.boxes_N4[n], seen.faces.landmarks_NK2[n], preprocessing)
             state = self._state(sighting.track_id)
@@ -260,9 +248,10 @@ class _Run:
                 index=seen.index,
                 probability=float(seen.faces.probabilities_N[n]),
                 # Two frames at one time do not make a window longer.
-                after_gap=sighting.after_gap or state.last_s >= seen.pts_s,
+                after_gap=sighting.after_gap or sighting.track_id in self._interrupted or state.last_s >= seen.pts_s,
             )
             state.last_s = seen.pts_s
+            self._interrupted.discard(sighting.track_id)
 
     def _state(self, track_id: int) -> _TrackState:
         if track_id not in self.tracks:
@@ -374,21 +363,21 @@ class _Run:
     def _nothing_to_score(self, source: Source) -> Analysis:
         if not self.received:
             return self._without_score(
-                source, Status.FAILED, Reason.NO_FRAMES, f"{source.input} shows no frame; check that it plays."
+                source, Status.FAILED, Reason.NO_FRAMES, f"{source.shown} shows no frame; check that it plays."
             )
         reason = max(self.dropped, key=lambda r: self.dropped[r])
         looked_at = {Reason.NO_FACE, Reason.FACE_TOO_SMALL, Reason.FRAME_TOO_SMALL}
         if not looked_at & set(self.dropped):
-            why = f"{source.input} is damaged: none of {self.received} frames could be decoded whole; get another copy."
+            why = f"{source.shown} is damaged: none of {self.received} frames could be decoded whole; get another copy."
             return self._without_score(source, Status.FAILED, reason, why)
         if Reason.FACE_TOO_SMALL in self.dropped:
             least = self.analyzer.options.min_face_px
-            why = f"All faces in {source.input} are smaller than {least} px; get a copy of higher resolution."
+            why = f"All faces in {source.shown} are smaller than {least} px; get a copy of higher resolution."
             return self._without_score(source, Status.UNSCORED, Reason.NO_USABLE_FACE, why)
         if reason is Reason.FRAME_TOO_SMALL:
-            why = f"The pictures of {source.input} are too small to hold a face; get a copy of higher resolution."
+            why = f"The pictures of {source.shown} are too small to hold a face; get a copy of higher resolution."
             return self._without_score(source, Status.UNSCORED, reason, why)
-        why = f"No face was found in {self.received} frames of {source.input}; sample more of them if there is one."
+        why = f"No face was found in {self.received} frames of {source.shown}; sample more of them if there is one."
         return self._without_score(source, Status.UNSCORED, Reason.NO_FACE, why)
 
     def _without_score(self, source: Source, status: Status, reason: Reason, message: str) -> Analysis:
@@ -401,8 +390,8 @@ class _Run:
         calibrated = description.trained and description.calibration.fitted
         kind = "calibrated_probability" if calibrated else "uncalibrated_probability"
         return VideoScore(
-            id=self.id or source.input,
-            input=source.input,
+            id=self.id or source.shown,
+            input=source.shown,
             score_kind=kind if description.trained else "untrained",
             calibrated=calibrated,
             threshold=description.calibration.threshold,

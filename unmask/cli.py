@@ -1,9 +1,14 @@
 """The `unmask` command. What takes long to import is imported where it is used, so that `--help` answers at once."""
 
+import errno
 import functools
 import json
+import math
+import os
 import shlex
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -62,6 +67,13 @@ def _civil(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except KeyboardInterrupt:
             _say("Interrupted; nothing half-written was left.")
             raise typer.Exit(_INTERRUPTED) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # whoever read the output has enough: no error
+            # Else Python would try to write the rest again when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _say(f"{error.filename or 'Standard output'} cannot be written or read ({error.strerror}).")
+            raise typer.Exit(_SOME_FAILED) from None
 
     return wrapped
 
@@ -127,10 +139,11 @@ def score(
 
     sampling = _sampling(frames, fps, every)
     options = ScoringOptions(aggregation=aggregation)
-    if out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder.")
-    if url_timeout <= 0:
+    if not 0 < url_timeout < math.inf:
         raise UsageError(f"--url-timeout must be above 0 seconds; got {url_timeout:g}.")
+    if out is not None:
+        with _writing(out), tempfile.TemporaryFile(dir=_made(out)):
+            pass  # better now than when all is scored
     sources = list(expand(inputs))
     from unmask.analysis import Analyzer
 
@@ -209,6 +222,11 @@ def _show(scores: list["VideoScore"]) -> None:
         _out.print(escape(f"- {where}{remark}"), highlight=False, soft_wrap=True)
 
 
+def _made(out: Path) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
     try:
@@ -219,18 +237,18 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _write_results(out: Path, analyses: list["Analysis"]) -> None:
     from unmask.atomic import replacing
+    from unmask.inputs import without_password
     from unmask.report import write_report
 
     report = out / "report.html"
     lines = [json.dumps(a.score.to_json(), allow_nan=False) + "\n" for a in analyses]
     with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
         with replacing(out / "results.jsonl") as beside:
             beside.write_text("".join(lines), encoding="utf-8")
         write_report(
             report,
             [a.report_entry() for a in analyses],
-            command=shlex.join(["unmask", *sys.argv[1:]]),
+            command=shlex.join(["unmask", *map(without_password, sys.argv[1:])]),
         )
     _say(f"The report lies in {report.resolve()}")
 
@@ -272,9 +290,9 @@ def faces(
     from unmask.inputs import Source, fetched
 
     sampling = _sampling(frames, fps, every)
-    if margin <= 0:
-        raise UsageError(f"--margin must be above 0; got {margin:g}.")
-    from unmask.analysis import select_device
+    if not 0.5 <= margin <= 4:
+        raise UsageError(f"--margin must be from 0.5 to 4; got {margin:g}.")
+    from unmask.devices import select_device
     from unmask.gallery import write_faces
     from unmask.mtcnn import MTCNN
 
@@ -286,11 +304,33 @@ def faces(
 
 def main() -> None:
     """Entry point of the `unmask` console script."""
+    if sys.stdout is None:
+        sys.exit("unmask: Standard output is closed; give it somewhere to go.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # A file's name need not be text.
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="unmask")
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(prog_name="unmask")
+    except BaseException as error:
+        # An import that is interrupted fails in ways of its own.
+        if _stopped and not isinstance(error, SystemExit):
+            _say("Interrupted; nothing half-written was left.")
+            sys.exit(_INTERRUPTED)
+        raise
+
+
+_stopped = False
+
+
+def _stop(*_: object) -> None:
+    """The first signal stops the work in good order; those after it are passed over, so that it can."""
+    global _stopped
+    if not _stopped:
+        _stopped = True
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

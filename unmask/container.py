@@ -16,7 +16,8 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard, Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -110,7 +111,10 @@ class OpenVideo:
 
 def _open(path: Path) -> InputContainer:
     try:
-        if path.stat().st_size == 0 and path.is_file():
+        if not path.is_file() and path.exists():
+            # A pipe would be waited for, for ever.
+            raise MediaError(Reason.UNREADABLE_FILE, f"{path} is not a regular file; give a video file")
+        if path.stat().st_size == 0:
             raise MediaError(Reason.EMPTY_FILE, f"{path} is empty (0 bytes); fetch or copy it again")
         with path.open("rb") as file:
             head = file.read(16)
@@ -162,7 +166,8 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     streams = [s for s in container.streams if s.type == "video" and not s.disposition & Disposition.attached_pic]
     if not streams:
         raise MediaError(Reason.NO_VIDEO_STREAM, f"{path} holds no video stream; give a file with pictures")
-    stream = streams[0]
+    # A small picture may come first without being marked as a cover.
+    stream = max(streams, key=_worth)
     assert isinstance(stream, VideoStream)
     try:
         context: object | None = stream.codec_context  # None without a decoder, which PyAV's stubs do not say
@@ -181,6 +186,13 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
         if other.index != stream.index:
             other.discard = Discard.all
     return stream
+
+
+def _worth(stream: Stream) -> tuple[bool, int]:
+    """How likely a video stream is the one that players show: marked as the default, and large."""
+    context = stream.codec_context
+    pixels = context.width * context.height if isinstance(context, VideoCodecContext) else 0
+    return bool(stream.disposition & Disposition.default), pixels
 
 
 def read_index(video: OpenVideo) -> IndexedStream:

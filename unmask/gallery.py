@@ -45,14 +45,18 @@ def write_faces(
         MediaError: The video cannot be read.
         OSError: The folder cannot be written to.
     """
-    (out / "crops").mkdir(parents=True, exist_ok=True)
     with VideoReader(path) as reader:
+        (out / "crops").mkdir(parents=True, exist_ok=True)
         seen_frames = watch(reader, sampling, detector, Workers(detector.device), Stopwatch())
         frames = [_frame(seen, out, margin=margin, aligned=aligned) for seen in seen_frames]
         media = reader.info.to_json()
     with replacing(out / "faces.json") as beside:
         beside.write_text(json.dumps({"input": name, "media": media, "frames": frames}, indent=1) + "\n")
-    return sum(len(frame["faces"]) for frame in frames)
+    crops = {face["crop"] for frame in frames for face in frame["faces"]}
+    for crop in (out / "crops").glob("*.png"):
+        if crop.relative_to(out).as_posix() not in crops:
+            crop.unlink()  # of an earlier run
+    return len(crops)
 
 
 def _frame(seen: Seen, out: Path, *, margin: float, aligned: bool) -> dict[str, Any]:

@@ -1,19 +1,22 @@
 """From what a person names (files, folders, URLs) to files that can be decoded."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from unmask.errors import MediaError, Reason
 
-__all__ = ["VIDEO_SUFFIXES", "FetchLimits", "Source", "content_id", "expand", "fetched"]
+__all__ = ["VIDEO_SUFFIXES", "FetchLimits", "Source", "content_id", "expand", "fetched", "without_password"]
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv .y4m".split()
@@ -44,6 +47,16 @@ class Source:
         """Whether it has to be fetched."""
         return self.input.lower().startswith(("http://", "https://"))
 
+    @property
+    def shown(self) -> str:
+        """The input as it may be printed and stored: without the user and password of a URL."""
+        return without_password(self.input)
+
+
+def without_password(url: str) -> str:
+    """A URL without user and password; anything else as it is."""
+    return re.sub(r"^(https?://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
+
 
 def expand(inputs: Iterable[str]) -> Iterator[Source]:
     """List the videos behind what a person named.
@@ -57,7 +70,9 @@ def expand(inputs: Iterable[str]) -> Iterator[Source]:
     for name in inputs:
         source = Source(name)
         path = Path(name)
-        if source.is_url or path.is_file():
+        if not name:
+            yield Source(name, MediaError(Reason.MISSING_FILE, "An input's name is empty; check the command."))
+        elif source.is_url or path.is_file():
             yield source
         elif path.is_dir():
             yield from _walk(path, name)
@@ -92,38 +107,52 @@ def fetched(source: Source, limits: FetchLimits | None = None) -> Iterator[Path]
         return
     with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
         path = Path(folder) / "download"
-        _download(source.input, path, limits or FetchLimits())
-        yield path
+        _run(_download(source, path, limits or FetchLimits()))
+        try:
+            yield path
+        except MediaError as error:
+            # Nobody knows the copy's name.
+            raise MediaError(error.reason, error.message.replace(str(path), source.shown)) from None
 
 
-def _download(url: str, path: Path, limits: FetchLimits) -> None:
-    deadline = time.monotonic() + limits.total_s
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, also where an event loop is already running (in a notebook)."""
     try:
-        with (
-            httpx.Client(timeout=limits.silence_s, follow_redirects=True) as client,
-            client.stream("GET", url) as response,
-            path.open("wb") as file,
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
+
+
+async def _download(source: Source, path: Path, limits: FetchLimits) -> None:
+    url = source.shown
+    try:
+        # One bound on everything: a server may drip its headers, too.
+        async with (
+            asyncio.timeout(limits.total_s),
+            httpx.AsyncClient(timeout=limits.silence_s, follow_redirects=True) as client,
+            client.stream("GET", source.input) as response,
         ):
             if not response.is_success:
-                raise MediaError(
-                    Reason.HTTP_STATUS,
-                    f"{url} answered {response.status_code} {response.reason_phrase}; check the URL.",
-                )
+                answer = f"{response.status_code} {response.reason_phrase}"
+                raise MediaError(Reason.HTTP_STATUS, f"{url} answered {answer}; check the URL.")
             _check_size(url, int(response.headers.get("Content-Length") or 0), limits)
-            for chunk in response.iter_bytes(1 << 20):
-                file.write(chunk)
-                _check_size(url, file.tell(), limits)
-                if time.monotonic() > deadline:
-                    raise MediaError(
-                        Reason.HTTP_TIMEOUT,
-                        f"{url} was not complete after {limits.total_s:g} s; download it first and give the file.",
-                    )
+            with path.open("wb") as file:
+                async for chunk in response.aiter_bytes():
+                    file.write(chunk)
+                    _check_size(url, file.tell(), limits)
+    except TimeoutError:
+        raise MediaError(
+            Reason.HTTP_TIMEOUT, f"{url} was not complete after {limits.total_s:g} s; download it and give the file."
+        ) from None
     except httpx.TimeoutException:
         raise MediaError(
             Reason.HTTP_TIMEOUT, f"{url} did not answer within {limits.silence_s:g} s; try again or give a file."
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        cause = str(error) or type(error).__name__
+        cause = without_password(str(error)) or type(error).__name__
         raise MediaError(Reason.HTTP_UNREACHABLE, f"{url} cannot be fetched ({cause}); check the URL.") from None
 
 

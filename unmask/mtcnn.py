@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unmask.errors import Reason, UsageError
+from unmask.devices import select_device
+from unmask.errors import UsageError
 from unmask.mtcnn_nets import OutputNet, ProposalNet, RefineNet, load_weights
 from unmask.records import Faces
 from unmask.resample import IntegralImages, area_resize
@@ -101,7 +102,7 @@ class MTCNN:
             raise UsageError(f"thresholds are three numbers in [0, 1); got {thresholds}")
         if not (min_face_px > 0 and 0 < factor < 1):
             raise UsageError(f"min_face_px is above 0 and factor between 0 and 1; got {min_face_px} and {factor}")
-        self.device = _device(device)
+        self.device = select_device(device)
         self.thresholds, self.min_face_px, self.factor = thresholds, min_face_px, factor
         self._kept = threading.local()
         half = self.device.type == "cuda" if half is None else half
@@ -301,16 +302,6 @@ class MTCNN:
                 raise UsageError(f"an image is uint8 of shape (H, W, 3); got {tensor.dtype} {tuple(tensor.shape)}")
             tensors.append(tensor.to(self.device))
         return tensors
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"there is no device called {device!r}; use cpu or cuda", Reason.DEVICE_UNAVAILABLE) from None
-    if chosen.type not in _STRIP_CELLS or (chosen.type == "cuda" and not torch.cuda.is_available()):
-        raise UsageError(f"the device {device} is not available; use cpu", Reason.DEVICE_UNAVAILABLE)
-    return chosen
 
 
 def _placed(net: Net, device: torch.device, dtype: torch.dtype) -> Net:

@@ -93,6 +93,8 @@ def resolve(
             cannot be had or trusted.
         UsageError: Options that do not go with a checkpoint.
     """
+    if weights is not None and pretrained:
+        raise UsageError("--weights and --pretrained exclude each other; give one of them.")
     checkpoint = _checkpoint(name_or_path)
     if checkpoint is not None:
         if weights is not None or pretrained is not None:

@@ -171,7 +171,7 @@ def judge(
     if not trained:
         reasons.append("The model was never trained: its weights are random, and the score says nothing.")
     if len(track) < options.min_track_frames:
-        reasons.append(f"No face was scored in more than {len(track)} frames; {options.min_track_frames} are needed.")
+        reasons.append(f"Scored frames of one face: {len(track)}, where {options.min_track_frames} are needed.")
     elif uncertainty > options.max_uncertainty:
         reasons.append(f"The windows disagree: their scores spread by {uncertainty:.2f}.")
     if damaged > options.max_damaged:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -240,6 +241,10 @@ def refused(*arguments: object) -> str:
         (["--model", "mobilenetv3-smal"], "mobilenetv3-small"),
         (["--model", "gone.safetensors"], "gone.safetensors"),
         (["--url-timeout", 0], "--url-timeout"),
+        (["--url-timeout", "nan"], "--url-timeout"),
+        (["--device", "meta"], "--device meta is not there"),
+        (["--model", ""], "no model is called"),
+        (["--weights", "w.safetensors", "--pretrained"], "exclude each other"),
     ],
 )
 def test_wrong_usage_is_one_sentence(options: list[object], message: str, good: Path) -> None:
@@ -337,6 +342,47 @@ def test_dense_and_sparse_samples_find_the_one_face(every: int, good: Path) -> N
     assert row["frames"]["scored"] == 30 // every
     assert len(row["faces"]) == 1
     assert len(row["faces"][0]["segments"]) == 1
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(good: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    shutil.copy(good, tmp_path / "b.mp4")
+    pipe, fine = rows(run("score", "--json", "--frames", 2, tmp_path))
+    assert pipe["error"]["code"] == "unreadable_file"
+    assert fine["status"] == "scored"
+
+
+def test_the_larger_of_two_streams_is_scored(good: Path, tmp_path: Path) -> None:
+    path = clips.joined(tmp_path / "two.mkv", clips.clip(tmp_path / "small"), good)
+    row = score("--frames", 3, path)
+    assert (row["media"]["width"], row["frames"]["scored"]) == (320, 3)
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "&-"])
+def test_output_that_cannot_be_written_is_one_sentence(where: str, good: Path) -> None:
+    command = f"{sys.executable} -m unmask.cli score --json --frames 1 {good} >{where}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("unmask: Standard output")
+    assert result.stderr.count("\n") == 1
+
+
+def test_signals_during_the_imports(good: Path) -> None:
+    """Two of them, while half of the modules are there: still one sentence."""
+    command = [sys.executable, "-m", "unmask.cli", "score", "--json", str(good)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "libtorch_cpu" not in maps.read_text():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr == "unmask: Interrupted; nothing half-written was left.\n"
 
 
 def test_ctrl_c_leaves_nothing_half_written(good: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests import clips
 from tests.portraits import filmed
-from unmask.analysis import Analyzer, select_device
+from unmask.analysis import Analyzer
+from unmask.devices import select_device
 from unmask.errors import Reason, UsageError
 from unmask.faces import crop
 from unmask.inputs import Source
@@ -77,6 +79,22 @@ def test_small_faces_are_counted_and_not_scored(temporal: Analyzer, clip: Path) 
     assert score.error.code is Reason.NO_USABLE_FACE
 
 
+def test_a_face_that_is_too_small_for_a_while_leaves_a_gap(temporal: Analyzer, tmp_path: Path) -> None:
+    """The camera moves away and comes back: no window and no segment spans the time in between."""
+    near = list(filmed(36))
+    far = [cv2.resize(image, (160, 120)) for image in near[12:24]]
+    small = [cv2.copyMakeBorder(image, 60, 60, 80, 80, cv2.BORDER_REPLICATE) for image in far]
+    images = [*near[:12], *small, *near[24:]]
+    path = clips.clip(tmp_path / "zoom", images=images, width=320, height=240)
+    options = ScoringOptions(min_face_px=50)
+    analyzer = Analyzer(temporal.model, temporal.description, temporal.detector, options=options)
+    analysis = analyzer.analyze(Source(str(path)), Sampling(every=1), evidence=True)
+    assert analysis.score.frames.dropped[Reason.FACE_TOO_SMALL] >= 10
+    for face in analysis.score.faces:
+        for segment in face.segments:
+            assert segment.end_s <= 12.5 / 25 or segment.start_s >= 23.5 / 25
+
+
 def test_our_own_faults_harm_one_video_only(temporal: Analyzer, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> torch.Tensor:
         raise RuntimeError("out of\nmemory")
@@ -94,9 +112,10 @@ def test_our_own_faults_harm_one_video_only(temporal: Analyzer, clip: Path, monk
 def test_devices() -> None:
     assert select_device("cpu").type == "cpu"
     assert select_device("auto").type in {"cpu", "cuda"}
-    with pytest.raises(UsageError, match="toaster") as caught:
-        select_device("toaster")
-    assert caught.value.reason is Reason.DEVICE_UNAVAILABLE
+    for name in ("toaster", "meta", "cuda:99"):
+        with pytest.raises(UsageError, match=name) as caught:
+            select_device(name)
+        assert caught.value.reason is Reason.DEVICE_UNAVAILABLE
 
 
 def test_all_cores_give_what_one_gives(temporal: Analyzer, clip: Path) -> None:

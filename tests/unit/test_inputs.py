@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import socket
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ import pytest
 
 from tests.webserver import serving
 from unmask.errors import MediaError, Reason
-from unmask.inputs import FetchLimits, Source, content_id, expand, fetched
+from unmask.inputs import FetchLimits, Source, content_id, expand, fetched, without_password
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,39 @@ def test_a_server_that_never_answers(silent_url: str) -> None:
     assert refusal(silent_url, FetchLimits(silence_s=0.2)).reason is Reason.HTTP_TIMEOUT
 
 
-def test_a_server_that_drips(server: str) -> None:
-    assert refusal(server + "/drip", FetchLimits(total_s=0.2)).reason is Reason.HTTP_TIMEOUT
+@pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
+def test_a_server_that_drips(server: str, path: str) -> None:
+    """Each byte comes in time, and all of them never."""
+    assert refusal(server + path, FetchLimits(total_s=0.3, silence_s=5)).reason is Reason.HTTP_TIMEOUT
+
+
+def test_fetching_works_inside_an_event_loop(server: str) -> None:
+    async def in_a_notebook() -> bytes:
+        with fetched(Source(server + "/clip.mp4")) as local:
+            return local.read_bytes()
+
+    assert asyncio.run(in_a_notebook()) == b"v" * 5000
+
+
+def test_a_password_is_used_and_never_shown(server: str) -> None:
+    url = server.replace("http://", "http://user:secret@") + "/nothing"
+    assert Source(url).shown == server + "/nothing"
+    with pytest.raises(MediaError) as caught, fetched(Source(url)):
+        raise AssertionError("nothing should have been fetched")
+    assert "secret" not in caught.value.message
+    assert without_password("clips/a@b.mp4") == "clips/a@b.mp4"
+
+
+def test_a_copy_is_called_by_its_address(server: str) -> None:
+    with pytest.raises(MediaError) as caught, fetched(Source(server + "/clip.mp4")) as local:
+        raise MediaError(Reason.NOT_A_VIDEO, f"{local} is not a video")
+    assert caught.value.message == f"{server}/clip.mp4 is not a video."
+
+
+def test_an_empty_name() -> None:
+    (source,) = expand([""])
+    assert source.error is not None
+    assert source.error.reason is Reason.MISSING_FILE
 
 
 @pytest.mark.parametrize("path", ["/huge", "/huge-unannounced"])
