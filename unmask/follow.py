@@ -25,6 +25,8 @@ Image = NDArray[np.uint8] | Tensor
 
 # A followed face may be somewhat less sure than a found one, or faces at the threshold would come and go.
 _KEEP_ABOVE = 0.5
+# A face less sure than this that gets lost is not worth a search of its own: most such are found in one frame only.
+_SURE = 0.9
 # Below this overlap of prediction and answer, ONet slid off to something else.
 _SAME_IOU = 0.5
 # Two followed boxes that share this much of the smaller one have run into one face.
@@ -46,6 +48,7 @@ class Follower:
 
     Attributes:
         searched: Whether the last frame was searched.
+        cut: Whether a scene cut lies before the last frame.
 
     Raises:
         UsageError: An argument is not positive.
@@ -66,7 +69,7 @@ class Follower:
             )
         self.detector, self.scale = detector, scale
         self._every, self._every_s, self._cut = search_every, search_every_s, cut
-        self.searched = False
+        self.searched = self.cut = False
         self._faces = Faces.none()
         self._speeds_N2 = np.zeros((0, 2), np.float32)
         self._pts_s = self._searched_pts_s = -np.inf
@@ -85,9 +88,10 @@ class Follower:
     def _must_search(self, image: Image, pts_s: float) -> bool:
         """Look at the next frame: is it time to search, or did the picture jump?"""
         before, self._thumbnail = self._thumbnail, _thumbnail(image)
-        jumped = before is None or before.shape != self._thumbnail.shape
-        jumped = jumped or float(np.abs(self._thumbnail - before).mean()) > self._cut  # type: ignore[operator]
-        jumped = jumped or not 0 < pts_s - self._pts_s <= self._every_s
+        self.cut = before is not None and (
+            before.shape != self._thumbnail.shape or float(np.abs(self._thumbnail - before).mean()) > self._cut
+        )
+        jumped = self.cut or not 0 < pts_s - self._pts_s <= self._every_s
         if jumped:
             self._faces, self._speeds_N2 = Faces.none(), np.zeros((0, 2), np.float32)
             self._lost, self._wait = False, _FIRST_WAIT
@@ -113,7 +117,7 @@ class Follower:
             # One box stays where several ran into one face; the lost one, if still there, is searched for.
             if keep[i]:
                 keep &= (over_NN[i] <= _MERGED) | (np.arange(len(keep)) == i)
-        self._lost = self._lost or not keep.all()
+        self._lost = self._lost or bool((~keep & (self._faces.probabilities_N >= _SURE)).any())
         if self._search_due():
             return True
         old = _rows(self._faces, np.flatnonzero(keep))

@@ -93,7 +93,8 @@ def watch(
             started = time.perf_counter()
             found = _detect(batch, detector, workers, follower)
             stopwatch.add("detect", started)
-            yield from [_seen(item, faces, tracker) for item, faces in zip(batch, found, strict=True)]
+            cut = follower is not None and follower.cut
+            yield from [_seen(item, faces, tracker, cut=cut) for item, faces in zip(batch, found, strict=True)]
 
 
 def _decoded(reader: VideoReader, sampling: Sampling, stopwatch: Stopwatch) -> Iterator[Frame | Missing]:
@@ -137,10 +138,10 @@ def _detect(batch: list[Frame | Missing], detector: MTCNN, workers: Workers, fol
     return [next(found) if _reason_not_to_look(item) is None else Faces.none() for item in batch]
 
 
-def _seen(item: Frame | Missing, faces: Faces, tracker: Tracker) -> Seen:
+def _seen(item: Frame | Missing, faces: Faces, tracker: Tracker, *, cut: bool) -> Seen:
     reason = _reason_not_to_look(item)
     if isinstance(item, Missing) or reason is not None:
         tracker.skip()
         return Seen(item.pts_s, item.index, None, Faces.none(), [], reason)
-    sightings = tracker.update(faces, item.pts_s)
+    sightings = tracker.update(faces, item.pts_s, cut=cut)
     return Seen(item.pts_s, item.index, item, faces, sightings, None if len(faces) else Reason.NO_FACE)

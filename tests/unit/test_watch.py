@@ -50,6 +50,15 @@ def test_damaged_frames_are_not_looked_at_and_leave_a_gap(detector: MTCNN, tmp_p
             assert all(sighting.after_gap for sighting in after.sightings)
 
 
+def test_a_scene_cut_starts_a_new_track(detector: MTCNN, tmp_path: Path) -> None:
+    """The same face at the same place, in another scene, may be anyone."""
+    images = list(filmed(24))
+    lit = [image // 2 + 120 for image in images[12:]]
+    path = clips.clip(tmp_path / "clip", images=[*images[:12], *lit], width=320, height=240)
+    answers = seen(path, Sampling(), detector)
+    assert [{s.track_id for a in half for s in a.sightings} for half in (answers[:12], answers[12:])] == [{1}, {2}]
+
+
 def test_leaving_early_ends_the_decoder(detector: MTCNN, tmp_path: Path) -> None:
     path = clips.clip(tmp_path / "clip", images=filmed(40), width=320, height=240)
     with VideoReader(path) as reader:
