@@ -34,6 +34,8 @@ _MERGED = 0.7
 # A search for a lost face waits this many frames after the search before; it doubles while searches find nothing new.
 _FIRST_WAIT = 4
 _THUMBNAIL = 48
+# Presentation times are rounded by their containers.
+_TICK_S = 2e-3
 
 
 class Follower:
@@ -42,7 +44,8 @@ class Follower:
     Args:
         detector: The detector; many followers may share it.
         search_every: Search at least every so many frames.
-        search_every_s: And at least so often in time; a jump in time by more also makes it search.
+        search_every_s: And on the first frame that comes so long after the last search, so that a new face is missed
+            for less; a jump in time by more also makes it search.
         scale: Scale of the searches, as in `MTCNN.search`.
         cut: Mean change of brightness, in grey levels between two frames, that counts as a scene cut.
 
@@ -96,8 +99,7 @@ class Follower:
             self._faces, self._speeds_N2 = Faces.none(), np.zeros((0, 2), np.float32)
             self._lost, self._wait = False, _FIRST_WAIT
         self._frames += 1
-        # The frame after this one comes as much later again: search now if that would be too late.
-        late = (pts_s - self._searched_pts_s) + (pts_s - self._pts_s) > self._every_s
+        late = pts_s - self._searched_pts_s > self._every_s - _TICK_S
         return jumped or late or self._frames >= self._every or self._search_due()
 
     def _search_due(self) -> bool:
