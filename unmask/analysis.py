@@ -24,7 +24,7 @@ from unmask.explain import heatmaps
 from unmask.faces import crop, face_side_px
 from unmask.inputs import FetchLimits, Source, content_id, fetched
 from unmask.models import ForgeryModel
-from unmask.mtcnn import MTCNN
+from unmask.mtcnn import MTCNN, SCORING_THRESHOLDS
 from unmask.plan import Sampling
 from unmask.presets import DEFAULT_MODEL, resolve
 from unmask.records import ErrorInfo, FrameCount, Status, Verdict, VideoInfo, VideoScore
@@ -145,7 +145,9 @@ class Analyzer:
         built, description = resolve(
             DEFAULT_MODEL if model is None else model, device=where, weights=weights, pretrained=pretrained
         )
-        return cls(built, description, MTCNN(device=where), options=options, limits=limits)
+        return cls(
+            built, description, MTCNN(device=where, thresholds=SCORING_THRESHOLDS), options=options, limits=limits
+        )
 
     def analyze(
         self,

@@ -294,9 +294,9 @@ def faces(
         raise UsageError(f"--margin must be from 0.5 to 4; got {margin:g}.")
     from unmask.devices import select_device
     from unmask.gallery import write_faces
-    from unmask.mtcnn import MTCNN
+    from unmask.mtcnn import MTCNN, SCORING_THRESHOLDS
 
-    detector = MTCNN(device=select_device(device))
+    detector = MTCNN(device=select_device(device), thresholds=SCORING_THRESHOLDS)
     with fetched(Source(file)) as path, _writing(out):
         count = write_faces(path, out, sampling, detector, name=file, margin=margin, aligned=aligned)
     _say(f"{count} faces lie in {out.resolve()}")

@@ -24,10 +24,13 @@ from unmask.mtcnn_nets import OutputNet, ProposalNet, RefineNet, load_weights
 from unmask.records import Faces
 from unmask.resample import IntegralImages, area_resize
 
-__all__ = ["MTCNN", "Images", "detection_scale", "scale_for_smallest_face"]
+__all__ = ["MTCNN", "SCORING_THRESHOLDS", "Images", "detection_scale", "scale_for_smallest_face"]
 
 Images = Sequence[NDArray[np.uint8] | Tensor] | Tensor
 Net = TypeVar("Net", bound=torch.nn.Module)
+
+SCORING_THRESHOLDS = (0.7, 0.8, 0.8)
+"""Of the three networks, as the DFDC challenge's winner sets them to score videos: fewer things that are no faces."""
 
 _CELL_PX, _STRIDE = 12, 2
 # Positions of PNet judged at once, and pixels searched at once. A CPU is fastest while a strip stays in its cache, and
