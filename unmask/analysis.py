@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,7 +82,10 @@ class Analysis:
         return ReportEntry(
             score=self.score,
             tracks=self.tracks,
-            model_card=self.description.to_json(),
+            # What `score.model` says already is not said twice.
+            model_card={
+                k: v for k, v in self.description.to_json().items() if k not in asdict(self.description.info())
+            },
             abstain=calibration.band,
             decides=self.deciding_track_id,
         )
