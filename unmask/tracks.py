@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from unmask.records import Faces
 
-__all__ = ["Sighting", "Tracker", "iou_matrix"]
+__all__ = ["Sighting", "Tracker"]
 
 # A face may move by this share of its size between two frames that are up to _NEAR_S apart, and still be itself.
 _REACH = 0.6
@@ -22,19 +22,6 @@ _MAX_REACH = 1.5
 _NEAR_S = 0.1
 # Sizes of one face differ at most by this factor from frame to frame.
 _MAX_RESIZE = 2.0
-
-
-def iou_matrix(a_N4: NDArray[np.float32], b_M4: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Intersection over union of all pairs of boxes.
-
-    Returns:
-        float64 (N, M) in [0, 1].
-    """
-    a, b = np.asarray(a_N4, np.float64)[:, None], np.asarray(b_M4, np.float64)[None]
-    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    inter = sides[..., 0] * sides[..., 1]
-    areas = [np.prod(np.clip(v[..., 2:] - v[..., :2], 0, None), axis=-1) for v in (a, b)]
-    return np.asarray(inter / np.maximum(areas[0] + areas[1] - inter, 1e-9))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unmask.records import Faces
-from unmask.tracks import Tracker, iou_matrix
+from unmask.tracks import Tracker
 
 
 def faces(*centres: tuple[float, float], side: float = 100) -> Faces:
@@ -13,12 +13,6 @@ def faces(*centres: tuple[float, float], side: float = 100) -> Faces:
 
 def ids(tracker: Tracker, found: Faces, pts_s: float, *, cut: bool = False) -> list[int]:
     return [s.track_id for s in tracker.update(found, pts_s, cut=cut)]
-
-
-def test_iou() -> None:
-    a = np.array([[0, 0, 10, 10], [100, 100, 110, 110]], np.float32)
-    b = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 20, 20]], np.float32)
-    np.testing.assert_allclose(iou_matrix(a, b), [[1, 1 / 3, 0], [0, 0, 0]])
 
 
 def test_two_faces_keep_their_tracks_whatever_their_order() -> None:
