@@ -382,7 +382,8 @@ def test_signals_during_the_imports(good: Path) -> None:
         process.kill()
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr == "unmask: Interrupted; nothing half-written was left.\n"
+    # A C extension that is interrupted in its import may add a line of its own.
+    assert stderr.endswith("unmask: Interrupted; nothing half-written was left.\n")
 
 
 def test_ctrl_c_leaves_nothing_half_written(good: Path, tmp_path: Path) -> None:
