@@ -78,15 +78,12 @@ class Analysis:
 
     def report_entry(self) -> ReportEntry:
         """What the report shows of this input."""
-        calibration = self.description.calibration
+        said = asdict(self.description.info())  # in `score.model`; not said twice
         return ReportEntry(
             score=self.score,
             tracks=self.tracks,
-            # What `score.model` says already is not said twice.
-            model_card={
-                k: v for k, v in self.description.to_json().items() if k not in asdict(self.description.info())
-            },
-            abstain=calibration.band,
+            model_card={k: v for k, v in self.description.to_json().items() if k not in said},
+            abstain=self.description.calibration.band,
             decides=self.deciding_track_id,
         )
 
@@ -226,8 +223,9 @@ class _Run:
 
     def _take(self, seen: Seen) -> None:
         """Count a frame, and send its faces on their way."""
-        self.received += 1
         crops = list(self._crops(seen))
+        # Not before: a frame whose crops cannot be cut must not unbalance the account of the failure.
+        self.received += 1
         reason = seen.reason or (None if crops else Reason.FACE_TOO_SMALL)
         if reason is not None:
             self.dropped[reason] = self.dropped.get(reason, 0) + 1

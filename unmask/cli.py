@@ -164,7 +164,7 @@ def score(
         _show([a.score for a in analyses])
     if out is not None:
         _write_results(out, analyses)
-    if any(a.score.error is not None and a.score.status == "failed" for a in analyses):
+    if any(a.score.status == "failed" for a in analyses):
         raise typer.Exit(_SOME_FAILED)
 
 
@@ -174,9 +174,9 @@ def _analyses(
     with _progress(len(sources)) as advance:
         for source in sources:
             yield analyzer.analyze(
-                source, sampling, evidence=evidence, progress=functools.partial(advance, source.input)
+                source, sampling, evidence=evidence, progress=functools.partial(advance, source.shown)
             )
-            advance(source.input, 1.0)
+            advance(source.shown, 1.0)
 
 
 @contextmanager
@@ -297,8 +297,9 @@ def faces(
     from unmask.mtcnn import MTCNN, SCORING_THRESHOLDS
 
     detector = MTCNN(device=select_device(device), thresholds=SCORING_THRESHOLDS)
-    with fetched(Source(file)) as path, _writing(out):
-        count = write_faces(path, out, sampling, detector, name=file, margin=margin, aligned=aligned)
+    source = Source(file)
+    with fetched(source) as path, _writing(out):
+        count = write_faces(path, out, sampling, detector, name=source.shown, margin=margin, aligned=aligned)
     _say(f"{count} faces lie in {out.resolve()}")
 
 

@@ -207,6 +207,15 @@ def test_urls_good_and_bad(server: str, good: Path) -> None:
     assert fetched["score"] == local["score"]
 
 
+def test_a_password_is_written_nowhere(server: str, tmp_path: Path) -> None:
+    url = server.replace("http://", "http://user:secret@") + "/good.mp4"
+    assert run("score", "--frames", 2, "--out", tmp_path / "report", url).exit_code == 0
+    assert run("faces", url, "--frames", 2, "--out", tmp_path / "faces").exit_code == 0
+    written = [path for path in tmp_path.rglob("*") if path.suffix in {".json", ".jsonl", ".html"}]
+    assert len(written) == 3
+    assert not [path for path in written if "secret" in path.read_text()]
+
+
 def test_a_url_that_never_answers(good: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

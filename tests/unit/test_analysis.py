@@ -109,6 +109,19 @@ def test_our_own_faults_harm_one_video_only(temporal: Analyzer, clip: Path, monk
     assert temporal.analyze(Source(str(clip)), Sampling(frames=4)).score.status is Status.SCORED
 
 
+def test_a_fault_before_the_backbone_keeps_the_account(
+    temporal: Analyzer, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no crop")
+
+    monkeypatch.setattr("unmask.analysis.crop", fail)
+    score = temporal.analyze(Source(str(clip)), Sampling(frames=4)).score
+    assert score.error is not None
+    assert score.error.code is Reason.INTERNAL
+    assert score.frames.received == score.frames.scored + sum(score.frames.dropped.values())
+
+
 def test_devices() -> None:
     assert select_device("cpu").type == "cpu"
     assert select_device("auto").type in {"cpu", "cuda"}
