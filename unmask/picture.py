@@ -7,7 +7,6 @@ display matrix (rotation by quarter turns, mirroring) is applied, which PyAV doe
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
@@ -81,6 +80,8 @@ class RgbConverter:
 
     def _by_planes(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """4:4:4 by way of planar RGB: the same sums, but libswscale has vector code for them only in planes."""
+        import cv2  # here, for processes that only decode: it takes a quarter of their time to start
+
         planar = self._to_planes.reformat(frame, format="gbrp", threads=1)
         green, blue, red = (
             np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[call-overload]

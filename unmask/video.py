@@ -11,11 +11,11 @@ cannot be trusted (AVI with B pictures, packets without time stamps, two with th
 learn what it shows, before anything is chosen.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -26,9 +26,12 @@ from unmask.decoding import Decoded, Survey, decode_first, decode_plan, decode_s
 from unmask.errors import Reason, UsageError
 from unmask.picture import Orientation, RgbConverter, orientation_of
 from unmask.plan import DecodePlan, PacketIndex, Sampling, linear_plan, make_plan
+from unmask.planes import Allocate, Planes, own_memory
 from unmask.records import Frame, VideoInfo
 
 __all__ = ["Missing", "VideoReader", "probe"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +173,18 @@ class VideoReader:
             return self._survey.pts_s_S, self._survey.end_s
         return self.index.pts_s_S, self.index.end_s
 
+    def targets(self, sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Positions and presentation times in seconds of what `frames` will answer, both (T,), ascending.
+
+        A position is -1 where nothing is shown at a time that was asked for. Decodes nothing.
+        """
+        if self._survey is not None:
+            return sampling.positions(*self._timeline())
+        return self.index.positions(sampling)
+
     def times_s(self, sampling: Sampling) -> NDArray[np.float64]:
         """Presentation times of what `frames` will answer, (T,), ascending. Decodes nothing."""
-        if self._survey is not None:
-            return sampling.positions(*self._timeline())[1]
-        return self.index.positions(sampling)[1]
+        return self.targets(sampling)[1]
 
     def frames(self, sampling: Sampling) -> Iterator[Frame | Missing]:
         """The wanted frames in presentation order, one answer each, one at a time in memory.
@@ -189,34 +199,96 @@ class VideoReader:
             UsageError: The reader is closed.
             MediaError: The file cannot be opened any more.
         """
+        to_rgb = RgbConverter()
+
+        def convert(shown: _Shown) -> Frame:
+            image_HWC = orientation_of(shown.picture).apply(to_rgb(shown.picture))
+            return Frame(image_HWC, shown.pts_s, shown.position, shown.is_damaged)
+
+        return _converted(self._all_answers(sampling), convert)
+
+    def planes(
+        self, sampling: Sampling, *, only: Sequence[int] | None = None, allocate: Allocate = own_memory
+    ) -> Iterator[Planes | Missing]:
+        """The pictures of `frames` as they come from the decoder, in the same order.
+
+        Args:
+            sampling: Which pictures.
+            only: Numbers of the targets of `sampling` that are to be answered, ascending; by default all. What the
+                others need is not decoded, unless damage shows: then the answers are those of a reading of all targets.
+                (Damage that no decoder notices, as HEVC's may not, can look different after another start.)
+            allocate: Gives each picture the memory that its bytes go to.
+
+        Yields:
+            The planes, one object several times where a picture answers several targets; or `Missing` with the reason.
+
+        Raises:
+            UsageError: The reader is closed.
+            MediaError: The file cannot be opened any more.
+        """
+        to_rgb = RgbConverter()
+
+        def convert(shown: _Shown) -> Planes:
+            picture, pts_s, position, is_damaged, _ = shown
+            return Planes.of(picture, to_rgb, pts_s=pts_s, index=position, is_corrupt=is_damaged, allocate=allocate)
+
+        answers = self._all_answers(sampling) if only is None else self._some_answers(sampling, only)
+        return _converted(answers, convert)
+
+    def _all_answers(self, sampling: Sampling) -> "_Answers[None]":
         if self._survey is not None:
-            wanted = _Wanted(*sampling.positions(*self._timeline()))
-            yield from self._answers(wanted, lambda video: self._by_order(video, wanted), is_last_try=True)
+            yield from self._surveyed(_Wanted(*self.targets(sampling)))
+        else:
+            yield from self._planned(make_plan(self.index, sampling))
+
+    def _some_answers(self, sampling: Sampling, only: Sequence[int]) -> "_Answers[None]":
+        """The answers to some of the targets, as if all had been asked for."""
+        wanted, answered = _Wanted(*self.targets(sampling)), 0
+        with closing(self._answers_alone(wanted.some(only))) as answers:
+            for answer in answers:
+                # How damage looks depends on what was decoded before it: only the whole plan shows it alike.
+                if answer.is_damaged if isinstance(answer, _Shown) else self._is_present(answer.index):
+                    break
+                yield answer
+                answered += answer.targets if isinstance(answer, _Shown) else 1
+        if answered < len(only):
+            yield from _picked(self._all_answers(sampling), frozenset(only[answered:]))
+
+    def _answers_alone(self, wanted: "_Wanted") -> "_Answers[None]":
+        """The answers to these targets, decoding for no others."""
+        if self._survey is not None:
+            yield from self._surveyed(wanted)
             return
-        plan = make_plan(self.index, sampling)
-        wanted = _Wanted(plan.positions_T, plan.times_s_T)
-        answered = yield from self._answers(wanted, lambda video: self._by_plan(video, plan), is_last_try=False)
+        plan = make_plan(self.index, Sampling(times_s=tuple(wanted.times_s_T.tolist())))
+        if not np.array_equal(plan.positions_T, wanted.positions_T):  # frames closer than the tolerance of times
+            plan = linear_plan(self.index, wanted.positions_T, wanted.times_s_T)
+        yield from self._planned(plan)
+
+    def _surveyed(self, wanted: "_Wanted") -> "_Answers[None]":
+        surveyed, positions = self._survey, set(wanted.positions_T.tolist())
+        assert surveyed is not None
+        yield from self._attempt(
+            wanted, lambda video: decode_surveyed(video, self._indexed, surveyed, positions), is_last_try=True
+        )
+
+    def _planned(self, plan: DecodePlan) -> "_Answers[None]":
+        answered = yield from self._attempt(_Wanted.of(plan), lambda video: self._carry_out(video, plan))
         if answered < len(plan):
             rest = linear_plan(self.index, plan.positions_T[answered:], plan.times_s_T[answered:])
-            wanted = _Wanted(rest.positions_T, rest.times_s_T)
-            yield from self._answers(wanted, lambda video: self._by_plan(video, rest), is_last_try=True)
+            yield from self._attempt(_Wanted.of(rest), lambda video: self._carry_out(video, rest), is_last_try=True)
 
-    def _by_plan(self, video: OpenVideo, plan: DecodePlan) -> Iterator[Decoded]:
+    def _carry_out(self, video: OpenVideo, plan: DecodePlan) -> Iterator[Decoded]:
         return decode_plan(video, self._indexed, plan)
 
-    def _by_order(self, video: OpenVideo, wanted: "_Wanted") -> Iterator[Decoded]:
-        assert self._survey is not None
-        return decode_surveyed(video, self._indexed, self._survey, set(wanted.positions_T.tolist()))
-
-    def _answers(
-        self, wanted: "_Wanted", decode: Callable[[OpenVideo], Iterator[Decoded]], *, is_last_try: bool
-    ) -> Generator[Frame | Missing, None, int]:
+    def _attempt(
+        self, wanted: "_Wanted", decode: Callable[[OpenVideo], Iterator[Decoded]], *, is_last_try: bool = False
+    ) -> "_Answers[int]":
         """One answer a target. Stops at the first frame that is lost, unless this is the last try.
 
         Returns:
             How many targets have been answered.
         """
-        at, to_rgb = 0, RgbConverter()
+        at = 0
         with self._opened() as video, closing(decode(video)) as decoded:  # type: ignore[type-var]
             for position, picture, is_damaged in decoded:
                 while at < len(wanted) and wanted.positions_T[at] < position:
@@ -224,13 +296,12 @@ class VideoReader:
                         return at
                     yield self._missing(wanted, at)
                     at += 1
-                if at < len(wanted) and wanted.positions_T[at] == position:
-                    frame = self._upright(picture, to_rgb, wanted, at, is_damaged)
-                    del picture
-                    while at < len(wanted) and wanted.positions_T[at] == position:
-                        yield frame
-                        at += 1
-                    del frame
+                first = at
+                while at < len(wanted) and wanted.positions_T[at] == position:
+                    at += 1
+                if at > first:
+                    self._orientation = self._orientation or orientation_of(picture)
+                    yield _Shown(picture, float(wanted.times_s_T[first]), position, is_damaged, at - first)
         while at < len(wanted) and (is_last_try or not self._is_present(wanted.positions_T[at])):
             yield self._missing(wanted, at)
             at += 1
@@ -245,14 +316,6 @@ class VideoReader:
         reason = Reason.DECODE_FAILED if self._is_present(position) else Reason.MISSING_FRAME
         return Missing(float(wanted.times_s_T[at]), position, reason)
 
-    def _upright(
-        self, picture: VideoFrame, to_rgb: RgbConverter, wanted: "_Wanted", at: int, is_damaged: bool
-    ) -> Frame:
-        orientation = orientation_of(picture)
-        self._orientation = self._orientation or orientation
-        image_HWC = orientation.apply(to_rgb(picture))
-        return Frame(image_HWC, float(wanted.times_s_T[at]), int(wanted.positions_T[at]), is_damaged)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Wanted:
@@ -263,3 +326,51 @@ class _Wanted:
 
     def __len__(self) -> int:
         return len(self.positions_T)
+
+    @classmethod
+    def of(cls, plan: DecodePlan) -> Self:
+        return cls(plan.positions_T, plan.times_s_T)
+
+    def some(self, numbers: Sequence[int]) -> "_Wanted":
+        numbers_N = np.asarray(numbers, np.int64)
+        return _Wanted(self.positions_T[numbers_N], self.times_s_T[numbers_N])
+
+
+class _Shown(NamedTuple):
+    """A wanted picture, and how many targets it answers."""
+
+    picture: VideoFrame
+    pts_s: float
+    position: int
+    is_damaged: bool
+    targets: int
+
+
+R = TypeVar("R")
+_Answers: TypeAlias = Generator[_Shown | Missing, None, R]
+
+
+def _picked(answers: _Answers[None], numbers: frozenset[int]) -> _Answers[None]:
+    """The answers to some targets only, out of those to all."""
+    at = 0
+    with closing(answers):
+        for answer in answers:
+            targets = answer.targets if isinstance(answer, _Shown) else 1
+            picked = sum(number in numbers for number in range(at, at + targets))
+            at += targets
+            if picked:
+                yield answer._replace(targets=picked) if isinstance(answer, _Shown) else answer
+
+
+def _converted(answers: _Answers[None], convert: Callable[[_Shown], T]) -> Iterator[T | Missing]:
+    """One item a target."""
+    with closing(answers):
+        for answer in answers:
+            if isinstance(answer, Missing):
+                yield answer
+                continue
+            targets, item = answer.targets, convert(answer)
+            del answer
+            for _ in range(targets):
+                yield item
+            del item
