@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from unmask.errors import UsageError
 
-__all__ = ["DecodePlan", "PacketIndex", "Sampling", "Span", "linear_plan", "make_plan"]
+__all__ = ["DecodePlan", "PacketIndex", "Sampling", "Span", "is_dense", "linear_plan", "make_plan"]
 
+# Frames at most this far apart are followed: a face moves little in that time.
+_FOLLOW_STEP_S = 0.12
 _TOLERANCE_S = 1e-6
 """A time given in decimal seconds may miss the time stamp that it was printed from by this much."""
 
@@ -100,6 +102,11 @@ def _nearest(positions_T: NDArray[np.int64], others_R: NDArray[np.int64], within
     away_2T = np.abs(candidates_2T - positions_T)
     nearest_T = np.take_along_axis(candidates_2T, away_2T.argmin(0)[None], 0)[0]
     return np.where(away_2T.min(0) <= within, nearest_T, positions_T)
+
+
+def is_dense(times_s_T: NDArray[np.float64]) -> bool:
+    """Whether frames at these times, (T,) ascending, lie so close together that faces are followed through them."""
+    return len(times_s_T) > 1 and float(np.median(np.diff(times_s_T))) <= _FOLLOW_STEP_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -4,6 +4,7 @@ Axes: N faces of a frame, M tracks.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from unmask.errors import Reason
 from unmask.records import Faces
 
-__all__ = ["Sighting", "Tracker"]
+__all__ = ["Sighting", "TrackedFrame", "Tracker", "reason_not_to_look"]
 
 # A face may move by this share of its size between two frames that are up to _NEAR_S apart, and still be itself.
 _REACH = 0.6
@@ -22,6 +24,18 @@ _MAX_REACH = 1.5
 _NEAR_S = 0.1
 # Sizes of one face differ at most by this factor from frame to frame.
 _MAX_RESIZE = 2.0
+# The least side in which the detector's smallest window (12 px at twice the size) could lie with any meaning.
+_MIN_SIDE_PX = 20
+
+
+def reason_not_to_look(height: int, width: int, *, is_corrupt: bool) -> Reason | None:
+    """Why a decoded frame is not searched for faces to score, or None where it is.
+
+    What damage did to a face would be taken for a manipulation, and a picture may be too small to hold a face.
+    """
+    if is_corrupt:
+        return Reason.CORRUPT_FRAME
+    return Reason.FRAME_TOO_SMALL if min(height, width) < _MIN_SIDE_PX else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,32 @@ class Sighting:
 
     track_id: int
     after_gap: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedFrame:
+    """One frame that was asked for: its faces and whose they are, or why there are none.
+
+    Args:
+        pts_s: Presentation time.
+        index: Position in presentation order in the whole video.
+        faces: The faces in it.
+        sightings: Whose they are, one a face.
+        reason: Why there is no face, or None.
+    """
+
+    pts_s: float
+    index: int
+    faces: Faces
+    sightings: Sequence[Sighting]
+    reason: Reason | None
+
+    def __post_init__(self) -> None:
+        if len(self.sightings) != len(self.faces) or (self.reason is None) != (len(self.faces) > 0):
+            raise ValueError(
+                f"a frame has one sighting a face, or a reason why it has none; got {len(self.faces)} faces, "
+                f"{len(self.sightings)} sightings, reason {self.reason}"
+            )
 
 
 @dataclass(slots=True)
@@ -58,6 +98,21 @@ class Tracker:
         self._live: list[_Live] = []
         self._frame = 0
         self._ids = itertools.count(1)
+
+    def track(self, pts_s: float, index: int, seen: Faces | Reason, *, cut: bool = False) -> TrackedFrame:
+        """Take the next frame that was wanted, whatever became of it.
+
+        Args:
+            pts_s: Its presentation time; never before that of the last frame.
+            index: Its position in presentation order.
+            seen: What the detector found, perhaps nothing, or why the frame was not looked at (damaged, missing, ...).
+            cut: A scene cut lies before this frame.
+        """
+        if isinstance(seen, Reason):
+            self.skip()
+            return TrackedFrame(pts_s, index, Faces.none(), (), seen)
+        sightings = self.update(seen, pts_s, cut=cut)
+        return TrackedFrame(pts_s, index, seen, sightings, None if len(seen) else Reason.NO_FACE)
 
     def update(self, faces: Faces, pts_s: float, *, cut: bool = False) -> list[Sighting]:
         """Take the faces of the next frame.

@@ -8,28 +8,22 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from unmask.errors import Reason
 from unmask.follow import Follower
 from unmask.mtcnn import MTCNN
-from unmask.plan import Sampling
+from unmask.plan import Sampling, is_dense
 from unmask.prefetch import prefetched
 from unmask.records import Faces, Frame
-from unmask.tracks import Sighting, Tracker
+from unmask.tracks import TrackedFrame, Tracker, reason_not_to_look
 from unmask.video import Missing, VideoReader
 from unmask.workers import Workers
 
 __all__ = ["Seen", "Stopwatch", "watch"]
 
-# Frames at most this far apart are followed: a face moves little in that time.
-_FOLLOW_STEP_S = 0.12
 # What may wait, decoded: ten frames of 1080p. One frame may always wait, however large.
 _AHEAD_BYTES = 64 * 1024**2
 # Frames searched together: enough to fill a GPU, little enough to keep memory low.
 _BATCH_BYTES, _BATCH_FRAMES = 24 * 1024**2, 32
-# The least side in which the detector's smallest window (12 px at twice the size) could lie with any meaning.
-_MIN_SIDE_PX = 20
 
 
 @dataclass(slots=True)
@@ -46,24 +40,14 @@ class Stopwatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """One frame that was asked for: its faces, or why there are none.
+class Seen(TrackedFrame):
+    """One frame that was asked for, with its picture.
 
     Args:
-        pts_s: Presentation time.
-        index: Position in presentation order in the whole video.
         frame: The picture; None where there is none to look at (damaged or missing).
-        faces: The faces in it.
-        sightings: Whose they are, one a face.
-        reason: Why there is no face, or None.
     """
 
-    pts_s: float
-    index: int
     frame: Frame | None
-    faces: Faces
-    sightings: list[Sighting]
-    reason: Reason | None
 
 
 def watch(
@@ -84,8 +68,7 @@ def watch(
         One answer for every frame that was asked for, in the order of presentation.
     """
     times_s = reader.times_s(sampling)
-    dense = len(times_s) > 1 and float(np.median(np.diff(times_s))) <= _FOLLOW_STEP_S
-    follower = Follower(detector) if dense else None
+    follower = Follower(detector) if is_dense(times_s) else None
     tracker = Tracker()
     # Closing it ends the thread before the reader is closed under it.
     with closing(prefetched(_decoded(reader, sampling, stopwatch), cost=_bytes, limit=_AHEAD_BYTES)) as ahead:
@@ -124,9 +107,8 @@ def _batches(items: Iterator[Frame | Missing], most: int) -> Iterator[list[Frame
 def _reason_not_to_look(item: Frame | Missing) -> Reason | None:
     if isinstance(item, Missing):
         return item.reason
-    if item.is_corrupt:
-        return Reason.CORRUPT_FRAME
-    return Reason.FRAME_TOO_SMALL if min(item.image_HWC.shape[:2]) < _MIN_SIDE_PX else None
+    height, width, _ = item.image_HWC.shape
+    return reason_not_to_look(height, width, is_corrupt=item.is_corrupt)
 
 
 def _detect(batch: list[Frame | Missing], detector: MTCNN, workers: Workers, follower: Follower | None) -> list[Faces]:
@@ -140,8 +122,6 @@ def _detect(batch: list[Frame | Missing], detector: MTCNN, workers: Workers, fol
 
 def _seen(item: Frame | Missing, faces: Faces, tracker: Tracker, *, cut: bool) -> Seen:
     reason = _reason_not_to_look(item)
-    if isinstance(item, Missing) or reason is not None:
-        tracker.skip()
-        return Seen(item.pts_s, item.index, None, Faces.none(), [], reason)
-    sightings = tracker.update(faces, item.pts_s, cut=cut)
-    return Seen(item.pts_s, item.index, item, faces, sightings, None if len(faces) else Reason.NO_FACE)
+    tracked = tracker.track(item.pts_s, item.index, reason or faces, cut=cut)
+    frame = item if isinstance(item, Frame) and reason is None else None
+    return Seen(tracked.pts_s, tracked.index, tracked.faces, tracked.sightings, tracked.reason, frame)
