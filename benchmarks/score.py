@@ -39,7 +39,7 @@ def notebook(clip: str) -> dict[str, float]:
     import torch
     from facenet_pytorch import MTCNN
 
-    from unmask.mtcnn import detection_scale
+    from unmask.detection import detection_scale
 
     detector = MTCNN(keep_all=True, device="cpu")
     model = timm.create_model("mobilenetv3_small_100", num_classes=1).eval()

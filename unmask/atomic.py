@@ -1,11 +1,15 @@
 """Files that are whole or absent: written beside, then renamed."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["PART", "replacing"]
+
+PART = ".part"
+"""How the names of files end that are being written."""
 
 
 @contextmanager
@@ -17,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be written to.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         yield beside
         with beside.open("rb+") as file:

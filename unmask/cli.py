@@ -1,28 +1,38 @@
 """The `unmask` command. What takes long to import is imported where it is used, so that `--help` answers at once."""
 
-import errno
 import functools
 import json
 import math
-import os
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unmask import __version__
-from unmask.errors import MediaError, UnmaskError, UsageError
+from unmask.console import (
+    SOME_FAILED,
+    AsJson,
+    Device,
+    Every,
+    Fps,
+    Frames,
+    civil,
+    err,
+    print_json,
+    run,
+    sampling_of,
+    say,
+)
+from unmask.console import out as out_console
+from unmask.errors import UsageError
 
 if TYPE_CHECKING:
     from unmask.analysis import Analysis, Analyzer
@@ -32,12 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "faces", "main", "probe", "score"]
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-_SOME_FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
-_DEFAULT_FRAMES = 32
-
 app = typer.Typer(
     name="unmask",
     help="Finds manipulated faces in video.",
@@ -45,57 +49,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out, _err = Console(), Console(stderr=True)
-
-Frames = Annotated[int | None, typer.Option("--frames", help=f"Score N frames spread evenly [{_DEFAULT_FRAMES}].")]
-Fps = Annotated[float | None, typer.Option("--fps", help="Score F frames a second.")]
-Every = Annotated[int | None, typer.Option("--every", help="Score every N-th frame; 1 is all of them.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
-
-
-def _civil(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn what a user can mend into one sentence and an exit status, and Ctrl-C into 130."""
-
-    @functools.wraps(command)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return command(*args, **kwargs)
-        except UnmaskError as error:
-            _say(error.message)
-            raise typer.Exit(_SOME_FAILED if isinstance(error, MediaError) else _WRONG_USAGE) from None
-        except KeyboardInterrupt:
-            _say("Interrupted; nothing half-written was left.")
-            raise typer.Exit(_INTERRUPTED) from None
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # whoever read the output has enough: no error
-            # Else Python would try to write the rest again when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            _say(f"{error.filename or 'Standard output'} cannot be written or read ({error.strerror}).")
-            raise typer.Exit(_SOME_FAILED) from None
-
-    return wrapped
-
-
-def _say(message: str) -> None:
-    _err.print(f"unmask: {escape(message)}", soft_wrap=True, highlight=False)
-
-
-def _print_json(plain: object) -> None:
-    # Not through rich: a program reads this.
-    sys.stdout.write(json.dumps(plain, allow_nan=False) + "\n")
-    sys.stdout.flush()
-
-
-def _sampling(frames: int | None, fps: float | None, every: int | None) -> "Sampling":
-    from unmask.plan import Sampling
-
-    if sum(option is not None for option in (frames, fps, every)) > 1:
-        raise UsageError("--frames, --fps and --every exclude each other; give one of them.")
-    if frames is fps is every is None:
-        frames = _DEFAULT_FRAMES
-    return Sampling(frames=frames, rate_fps=fps, every=every)
 
 
 @app.callback(invoke_without_command=True)
@@ -106,7 +59,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-@_civil
+@civil
 def score(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders, http(s) URLs.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write report.html and results.jsonl here.")] = None,
@@ -137,7 +90,7 @@ def score(
     from unmask.inputs import FetchLimits, expand
     from unmask.scoring import ScoringOptions
 
-    sampling = _sampling(frames, fps, every)
+    sampling = sampling_of(frames, fps, every)
     options = ScoringOptions(aggregation=aggregation)
     if not 0 < url_timeout < math.inf:
         raise UsageError(f"--url-timeout must be above 0 seconds; got {url_timeout:g}.")
@@ -159,13 +112,13 @@ def score(
     for analysis in _analyses(analyzer, sources, sampling, evidence=out is not None):
         analyses.append(analysis)
         if as_json:
-            _print_json(analysis.score.to_json())
+            print_json(analysis.score.to_json())
     if not as_json:
         _show([a.score for a in analyses])
     if out is not None:
         _write_results(out, analyses)
     if any(a.score.status == "failed" for a in analyses):
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _analyses(
@@ -183,7 +136,7 @@ def _analyses(
 def _progress(videos: int) -> Iterator[Callable[[str, float], None]]:
     """A bar on standard error if that is a terminal: one step a video, filled by the share of it that is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("", total=videos)
         done = 0.0
 
@@ -215,11 +168,11 @@ def _show(scores: list["VideoScore"]) -> None:
         )
         for remark in [score.error.message] if score.error else score.warnings:
             remarks.setdefault(remark, []).append(score.input)
-    _out.print(table)
+    out_console.print(table)
     for remark, inputs in remarks.items():
         named = any(name in remark for name in inputs)
         where = "" if named else f"{inputs[0]}: " if len(inputs) == 1 else f"{len(inputs)} videos: "
-        _out.print(escape(f"- {where}{remark}"), highlight=False, soft_wrap=True)
+        out_console.print(escape(f"- {where}{remark}"), highlight=False, soft_wrap=True)
 
 
 def _made(out: Path) -> Path:
@@ -250,11 +203,11 @@ def _write_results(out: Path, analyses: list["Analysis"]) -> None:
             [a.report_entry() for a in analyses],
             command=shlex.join(["unmask", *map(without_password, sys.argv[1:])]),
         )
-    _say(f"The report lies in {report.resolve()}")
+    say(f"The report lies in {report.resolve()}")
 
 
 @app.command()
-@_civil
+@civil
 def probe(
     file: Annotated[str, typer.Argument(help="A video file or URL.")],
     as_json: AsJson = False,
@@ -266,16 +219,16 @@ def probe(
     with fetched(Source(file)) as path:
         info = probe_video(path).to_json()
     if as_json:
-        _print_json(info)
+        print_json(info)
         return
     table = Table(show_header=False)
     for name, value in info.items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
-    _out.print(table)
+    out_console.print(table)
 
 
 @app.command()
-@_civil
+@civil
 def faces(
     file: Annotated[str, typer.Argument(help="A video file or URL.")],
     out: Annotated[Path, typer.Option("--out", help="Write faces.json and the crops here.")],
@@ -289,49 +242,24 @@ def faces(
     """Find the faces of a video: boxes, landmarks, tracks and crops."""
     from unmask.inputs import Source, fetched
 
-    sampling = _sampling(frames, fps, every)
+    sampling = sampling_of(frames, fps, every)
     if not 0.5 <= margin <= 4:
         raise UsageError(f"--margin must be from 0.5 to 4; got {margin:g}.")
+    from unmask.detection import SCORING_THRESHOLDS
     from unmask.devices import select_device
     from unmask.gallery import write_faces
-    from unmask.mtcnn import MTCNN, SCORING_THRESHOLDS
+    from unmask.mtcnn import MTCNN
 
     detector = MTCNN(device=select_device(device), thresholds=SCORING_THRESHOLDS)
     source = Source(file)
     with fetched(source) as path, _writing(out):
         count = write_faces(path, out, sampling, detector, name=source.shown, margin=margin, aligned=aligned)
-    _say(f"{count} faces lie in {out.resolve()}")
+    say(f"{count} faces lie in {out.resolve()}")
 
 
 def main() -> None:
     """Entry point of the `unmask` console script."""
-    if sys.stdout is None:
-        sys.exit("unmask: Standard output is closed; give it somewhere to go.")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A file's name need not be text.
-            stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        app(prog_name="unmask")
-    except BaseException as error:
-        # An import that is interrupted fails in ways of its own.
-        if _stopped and not isinstance(error, SystemExit):
-            _say("Interrupted; nothing half-written was left.")
-            sys.exit(_INTERRUPTED)
-        raise
-
-
-_stopped = False
-
-
-def _stop(*_: object) -> None:
-    """The first signal stops the work in good order; those after it are passed over, so that it can."""
-    global _stopped
-    if not _stopped:
-        _stopped = True
-        raise KeyboardInterrupt
+    run(app, "unmask")
 
 
 if __name__ == "__main__":

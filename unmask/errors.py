@@ -3,7 +3,8 @@
     UnmaskError
     ├── UsageError        an option or argument is wrong; the caller corrects it (also a ValueError)
     ├── MediaError        this file, URL or stream gives no score; the others go on
-    └── ModelError        a model cannot be built or a checkpoint cannot be trusted (also a ValueError)
+    ├── ModelError        a model cannot be built or a checkpoint cannot be trusted (also a ValueError)
+    └── StorageError      a place cannot be read or written: full, read-only, unreachable
 
 Every error carries a `Reason` and one sentence: what is wrong, where, what to do. `Reason` is shared by all rooms, so
 that a frame dropped in a pipeline, a stream or a file is counted under the same name.
@@ -11,7 +12,7 @@ that a frame dropped in a pipeline, a stream or a file is counted under the same
 
 from enum import StrEnum
 
-__all__ = ["MediaError", "ModelError", "Reason", "UnmaskError", "UsageError"]
+__all__ = ["MediaError", "ModelError", "Reason", "StorageError", "UnmaskError", "UsageError"]
 
 
 class Reason(StrEnum):
@@ -30,6 +31,9 @@ class Reason(StrEnum):
     HTTP_TIMEOUT = "http_timeout"
     HTTP_UNREACHABLE = "http_unreachable"
     TOO_LARGE = "too_large"
+    # A video that killed or blocked the process that decoded it, again and again.
+    DECODER_CRASHED = "decoder_crashed"
+    DECODER_HUNG = "decoder_hung"
     # A video that opened and gave nothing to score.
     NO_FRAMES = "no_frames"
     NO_FACE = "no_face"
@@ -48,6 +52,9 @@ class Reason(StrEnum):
     CHECKPOINT_HASH = "checkpoint_hash"
     CHECKPOINT_VERSION = "checkpoint_version"
     DEVICE_UNAVAILABLE = "device_unavailable"
+    STORAGE = "storage"
+    # A process that worked on a video died of it.
+    WORKER_LOST = "worker_lost"
     # Our own fault, or the user's wish to stop.
     INTERNAL = "internal"
     INTERRUPTED = "interrupted"
@@ -87,3 +94,13 @@ class MediaError(UnmaskError):
 
 class ModelError(UnmaskError, ValueError):
     """A model that cannot be built, or a checkpoint that cannot be trusted."""
+
+
+class StorageError(UnmaskError):
+    """A folder or bucket that cannot be read or written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.STORAGE, message)
+
+    def __reduce__(self) -> tuple[type["StorageError"], tuple[str]]:  # type: ignore[override]
+        return type(self), (self.message,)

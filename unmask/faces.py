@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from unmask.transforms import Preprocessing
 
-__all__ = ["align", "crop", "cut", "enlarge", "face_side_px"]
+__all__ = ["align", "alignment", "crop", "cut", "cut_corners", "enlarge", "face_side_px"]
 
 # Where the five landmarks of an upright face lie in a unit square (the common 112 px template of ArcFace, Deng et al.
 # 2019): eyes, nose, corners of the mouth.
@@ -53,13 +53,18 @@ def cut(image_HWC: NDArray[np.uint8], box_4: NDArray[np.floating[Any]]) -> NDArr
         uint8 (h, w, 3), a copy of at least 1 x 1 pixel.
     """
     height, width, _ = image_HWC.shape
-    x1, y1 = (math.floor(v + 0.5) for v in box_4[:2])
-    x2, y2 = max(math.floor(box_4[2] + 0.5), x1 + 1), max(math.floor(box_4[3] + 0.5), y1 + 1)
+    x1, y1, x2, y2 = cut_corners(box_4)
     out = np.zeros((y2 - y1, x2 - x1, 3), np.uint8)
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if left < right and top < bottom:
         out[top - y1 : bottom - y1, left - x1 : right - x1] = image_HWC[top:bottom, left:right]
     return out
+
+
+def cut_corners(box_4: NDArray[np.floating[Any]]) -> tuple[int, int, int, int]:
+    """The pixels that `cut` takes for a box: x1, y1, x2, y2, half open, at least one pixel wide and high."""
+    x1, y1 = (math.floor(v + 0.5) for v in box_4[:2])
+    return x1, y1, max(math.floor(box_4[2] + 0.5), x1 + 1), max(math.floor(box_4[3] + 0.5), y1 + 1)
 
 
 def align(image_HWC: NDArray[np.uint8], landmarks_K2: NDArray[np.float32], margin: float) -> NDArray[np.uint8]:
@@ -75,6 +80,17 @@ def align(image_HWC: NDArray[np.uint8], landmarks_K2: NDArray[np.float32], margi
     Returns:
         uint8 (side, side, 3); what lies outside the image is black.
     """
+    matrix_23, side = alignment(landmarks_K2, margin)
+    warped = cv2.warpAffine(image_HWC, matrix_23, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return np.asarray(warped, np.uint8)
+
+
+def alignment(landmarks_K2: NDArray[np.float32], margin: float) -> tuple[NDArray[np.float64], int]:
+    """The similarity by which `align` takes its pixels.
+
+    Returns:
+        float64 (2, 3) from a pixel's place (x, y) in the result to its place in the image; and the result's side.
+    """
     template = _TEMPLATE_K2[:, 0] + 1j * _TEMPLATE_K2[:, 1]
     points = landmarks_K2[:, 0].astype(np.float64) + 1j * landmarks_K2[:, 1].astype(np.float64)
     template_offset, offset = template - template.mean(), points - points.mean()
@@ -84,9 +100,8 @@ def align(image_HWC: NDArray[np.uint8], landmarks_K2: NDArray[np.float32], margi
     to_image = factor * margin / side
     centre = points.mean() + factor * ((0.5 + 0.5j) - template.mean())
     origin = centre - to_image * (side - 1) / 2 * (1 + 1j) - (0.5 + 0.5j)
-    matrix = np.array([[to_image.real, -to_image.imag, origin.real], [to_image.imag, to_image.real, origin.imag]])
-    warped = cv2.warpAffine(image_HWC, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return np.asarray(warped, np.uint8)
+    matrix_23 = np.array([[to_image.real, -to_image.imag, origin.real], [to_image.imag, to_image.real, origin.imag]])
+    return matrix_23, side
 
 
 def crop(

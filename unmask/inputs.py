@@ -55,7 +55,7 @@ class Source:
 
 def without_password(url: str) -> str:
     """A URL without user and password; anything else as it is."""
-    return re.sub(r"^(https?://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
+    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def expand(inputs: Iterable[str]) -> Iterator[Source]:

@@ -18,19 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmask.detection import detection_scale
 from unmask.devices import select_device
 from unmask.errors import UsageError
 from unmask.mtcnn_nets import OutputNet, ProposalNet, RefineNet, load_weights
 from unmask.records import Faces
 from unmask.resample import IntegralImages, area_resize
 
-__all__ = ["MTCNN", "SCORING_THRESHOLDS", "Images", "detection_scale", "scale_for_smallest_face"]
+__all__ = ["MTCNN", "Images"]
 
 Images = Sequence[NDArray[np.uint8] | Tensor] | Tensor
 Net = TypeVar("Net", bound=torch.nn.Module)
-
-SCORING_THRESHOLDS = (0.7, 0.8, 0.8)
-"""Of the three networks, as the DFDC challenge's winner sets them to score videos: fewer things that are no faces."""
 
 _CELL_PX, _STRIDE = 12, 2
 # Positions of PNet judged at once, and pixels searched at once. A CPU is fastest while a strip stays in its cache, and
@@ -38,32 +36,6 @@ _CELL_PX, _STRIDE = 12, 2
 _STRIP_CELLS = {"cpu": 30_000, "cuda": 4_000_000}
 _SEARCH_PX = {"cpu": 0, "cuda": 80_000_000}
 _CROPS_AT_ONCE = {"cpu": 64, "cuda": 4096}
-
-
-def detection_scale(width: int, height: int) -> float:
-    """The scale at which the DFDC challenge's winner detects faces, by the wider side in pixels.
-
-    2 below 300, 1 up to 1000, a half above, and above 1900 a third (0.33 there; a third averages whole pixels).
-    """
-    wider = max(width, height)
-    if wider < 300:
-        return 2.0
-    if wider <= 1000:
-        return 1.0
-    return 0.5 if wider <= 1900 else 1 / 3
-
-
-def scale_for_smallest_face(smallest_px: float, min_face_px: float = 20.0) -> float:
-    """The scale at which a face of `smallest_px` in the frame is just as large as the detector's smallest.
-
-    At most 2: larger copies show no more.
-
-    Raises:
-        UsageError: A size is not positive.
-    """
-    if not (smallest_px > 0 and min_face_px > 0):
-        raise UsageError(f"the smallest face must be larger than 0 pixels; got {smallest_px} and {min_face_px}")
-    return min(2.0, min_face_px / smallest_px)
 
 
 class _Candidates(NamedTuple):

@@ -12,14 +12,11 @@ weights are those in facenet-pytorch's wheel; the functions are the same, the ar
 Axes: N items, H rows, W columns, C channels.
 """
 
-import importlib.util
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.errors import ModelError, Reason
+from unmask.detection import weights_file
 
 __all__ = ["OutputNet", "ProposalNet", "RefineNet", "load_weights"]
 
@@ -27,22 +24,13 @@ Weights = dict[str, Tensor]
 
 
 def load_weights(name: str) -> Weights:
-    """facenet-pytorch's weights of "pnet", "rnet" or "onet", read from its installed wheel without importing it.
+    """facenet-pytorch's weights of "pnet", "rnet" or "onet".
 
     Raises:
         ModelError: The package, or this file in it, is absent.
     """
-    spec = importlib.util.find_spec("facenet_pytorch")
-    folders = list(spec.submodule_search_locations or []) if spec is not None else []
-    for folder in folders:
-        path = Path(folder) / "data" / f"{name}.pt"
-        if path.is_file():
-            weights: Weights = torch.load(path, map_location="cpu", weights_only=True)
-            return weights
-    raise ModelError(
-        Reason.PRETRAINED_UNAVAILABLE,
-        f"the face detector's weights {name}.pt are not installed; run `pip install --no-deps facenet-pytorch`",
-    )
+    weights: Weights = torch.load(weights_file(name), map_location="cpu", weights_only=True)
+    return weights
 
 
 class ProposalNet(nn.Module):

@@ -68,6 +68,10 @@ _PHRASES: Mapping[Reason, str] = {
     Reason.CHECKPOINT_HASH: "the model file is not the one its description names",
     Reason.CHECKPOINT_VERSION: "the model file has a version that this release does not read",
     Reason.DEVICE_UNAVAILABLE: "the device asked for is not there",
+    Reason.DECODER_CRASHED: "it made the decoder crash, twice",
+    Reason.DECODER_HUNG: "it made the decoder hang, twice",
+    Reason.STORAGE: "a folder or bucket could not be read or written",
+    Reason.WORKER_LOST: "the process that worked on it died each time",
     Reason.INTERNAL: "an error inside Unmask",
     Reason.INTERRUPTED: "the run was stopped",
 }

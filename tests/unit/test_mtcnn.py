@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from unmask import mtcnn_nets
+from unmask.detection import detection_scale, scale_for_smallest_face
 from unmask.errors import ModelError, Reason, UsageError
-from unmask.mtcnn import MTCNN, detection_scale, scale_for_smallest_face
+from unmask.mtcnn import MTCNN
 from unmask.records import Faces
 
 with warnings.catch_warnings():

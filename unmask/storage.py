@@ -1,0 +1,230 @@
+"""A place that holds files: a local folder, or a bucket behind any pyarrow or fsspec file system.
+
+Files are whole or absent: locally they are written beside and renamed, in a bucket a file appears when it is complete.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from unmask.atomic import PART, replacing
+from unmask.errors import StorageError
+from unmask.inputs import without_password
+
+__all__ = ["Store"]
+
+# Part of a large file that travels at once.
+_CHUNK_BYTES = 8 * 1024**2
+# What the file systems of pyarrow and fsspec raise for a place that is not there, is full, or cannot be reached.
+_FAILURES = (OSError, pa.ArrowException)
+
+
+class Store:
+    """Files under one root, named by relative paths with `/`. Cheap to send to another process.
+
+    Args:
+        uri: A local path, or `s3://bucket/path`, `gs://...`, `file://...`, or any other URL that fsspec knows.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = os.fspath(uri)
+        self._opened: tuple[pafs.FileSystem, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.uri,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie in a folder of this machine (or one that it mounts)."""
+        return "://" not in self.uri or self.uri.startswith("file://")
+
+    def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
+        if self._opened is None:
+            with self._telling("opened"):
+                self._opened = _file_system(self.uri)
+        system, root = self._opened
+        return system, str(PurePosixPath(root) / name) if name else root
+
+    @contextmanager
+    def _telling(self, done: str, name: str = "") -> Iterator[None]:
+        """One sentence in place of what a file system says."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except _FAILURES as error:
+            root = without_password(self.uri).partition("?")[0].rstrip("/")
+            where = f"{root}/{name}" if name else root
+            cause = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            told = f"{where} cannot be {done} ({cause}); check the place, its space and your rights."
+            raise StorageError(told) from error
+
+    def uri_of(self, name: str) -> str:
+        """The URI of a file, for those who open it by themselves."""
+        root, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return f"{root.rstrip('/')}/{name}{mark}{query}"
+
+    def local_path(self, name: str = "") -> Path:
+        """Where a file of a local store lies."""
+        assert self.is_local
+        return Path(self._place(name)[1])
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        system, path = self._place(name)
+        with self._telling("looked at", name):
+            return bool(system.get_file_info(path).type == pafs.FileType.File)
+
+    def names(self, folder: str = "", *, deep: bool = False) -> list[str]:
+        """The files in a folder, as names of this store, sorted; none where it does not exist.
+
+        Args:
+            folder: Relative to the store's root.
+            deep: Those in folders inside it, too.
+        """
+        system, path = self._place(folder)
+        with self._telling("listed", folder):
+            found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=deep))
+        root = self._place("")[1]
+        return sorted(
+            str(PurePosixPath(info.path).relative_to(root)) for info in found if info.type == pafs.FileType.File
+        )
+
+    def open(self, name: str) -> Any:
+        """A file for reading at any place: a `pyarrow.NativeFile`, to be used in a `with` block."""
+        system, path = self._place(name)
+        with self._telling("read", name):
+            return system.open_input_file(path)
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        with self._telling("read", name), self.open(name) as file:
+            return bytes(file.readall())
+
+    def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
+        """A small file, whole or not at all.
+
+        Raises:
+            StorageError: The place is full, read-only or cannot be reached.
+        """
+        with self._telling("written", name):
+            if self.is_local:
+                path = self.local_path(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as beside:
+                    beside.write_bytes(data)
+                return
+            system, path_there = self._place(name)
+            with system.open_output_stream(path_there) as stream:
+                stream.write(data)  # at once: an upload that is interrupted is completed by Arrow as it stands
+
+    @contextmanager
+    def writing(self, name: str, scratch: Path) -> Iterator[Path]:
+        """A large file: give a local path to write to, and put the file in its place at the end.
+
+        Args:
+            name: Where it shall appear.
+            scratch: A local folder, in case the store is not local.
+        """
+        with self._telling("written", name):
+            if self.is_local:
+                path = self.local_path(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as beside:
+                    yield beside
+                return
+            copy = scratch / PurePosixPath(name).name
+            try:
+                yield copy
+                # Under another name first, for the same reason as in `write`.
+                (system, path_there), (_, part) = self._place(name), self._place(f"{name}{PART}")
+                with copy.open("rb") as source, system.open_output_stream(part) as stream:
+                    while chunk := source.read(_CHUNK_BYTES):
+                        stream.write(chunk)
+                system.move(part, path_there)
+            finally:
+                copy.unlink(missing_ok=True)
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file."""
+        with self._telling("read", name), self.open(name) as file:
+            return pq.read_table(file, columns=columns)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """A Parquet file, whole or not at all."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(name, sink.getvalue())
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        system, path = self._place(name)
+        with self._telling("deleted", name):
+            if system.get_file_info(path).type == pafs.FileType.File:
+                system.delete_file(path)
+
+    def sweep(self) -> None:
+        """Remove what interrupted writers left beside their files. Only while nobody writes to the store."""
+        for name in self.names(deep=True):
+            if name.endswith(PART):
+                self.delete(name)
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder and all in it, if it is there."""
+        system, path = self._place(folder)
+        with self._telling("deleted", folder):
+            if system.get_file_info(path).type == pafs.FileType.Directory:
+                system.delete_dir(path)
+
+    def fetch(self, scratch: Path) -> Path:
+        """The store's root, which is one file, as a local file: itself, or a copy in `scratch`."""
+        if self.is_local:
+            return self.local_path()
+        copy = scratch / PurePosixPath(self._place("")[1]).name
+        with self._telling("read"), self.open("") as source, copy.open("wb") as target:
+            while chunk := source.read(_CHUNK_BYTES):
+                target.write(chunk)
+        return copy
+
+    def check_writable(self) -> None:
+        """Write, read and delete a small file, so that what is wrong shows before any work is done.
+
+        Raises:
+            StorageError: The place cannot be used.
+        """
+        name = f".unmask-probe-{os.getpid()}"
+        self.write(name, b"unmask")
+        self.read(name)
+        self.delete(name)
+
+
+def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system that holds a URI, and the path in it: pyarrow's where it has one, else fsspec's."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        system, path = pafs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid as error:
+        if "unrecognized" not in str(error).lower():
+            raise
+        return _by_fsspec(uri)
+    return system, path
+
+
+def _by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{uri} cannot be opened ({error}); install what fsspec needs for it.") from None
+    return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path
