@@ -1,0 +1,178 @@
+"""The decoding stage: shards in, frame batches out, as the decoder's planes. Runs in tasks; libav in a child of theirs.
+
+Ray starts a task again whose worker died, and drops those of its outputs that it already had, by their number. So a
+task must give as many parcels when it is run again as the first time, whatever was committed in between: in place of a
+batch that this run committed comes a parcel that says so. What earlier runs committed is told at once, at the start.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.manifest import Video
+from pipelines.pairs import SourceFaces
+from pipelines.parcels import Outcome, Parcel, Part, to_row
+from pipelines.supervisor import Batch, Decoder
+from pipelines.units import Committed, committed
+from pipelines.work import Work
+from unmask.errors import Reason, StorageError, UnmaskError
+from unmask.inputs import Source, content_id, fetched
+from unmask.plan import Sampling, is_dense
+from unmask.storage import Store
+from unmask.video import Missing
+
+__all__ = ["decode_shards"]
+
+# Outcomes that travel together.
+_MOST_NEWS = 256
+_QUARANTINED = {Reason.DECODER_CRASHED, Reason.DECODER_HUNG, Reason.WORKER_LOST}
+
+# One a worker process, for all of its tasks.
+_decoders: dict[tuple[object, ...], Decoder] = {}
+
+
+def decode_shards(table: pa.Table, *, work: Work) -> Iterator[pa.Table]:
+    """Decode all videos of the shards that a block names.
+
+    Args:
+        table: A column `shard`.
+        work: The run.
+
+    Yields:
+        Blocks of one parcel.
+    """
+    settings = (work.decode_timeout_s, work.max_batch_bytes, *sorted(work.fault.items()))
+    if settings not in _decoders:
+        _decoders[settings] = Decoder(
+            timeout_s=work.decode_timeout_s, max_batch_bytes=work.max_batch_bytes, fault=work.fault
+        )
+    for shard in table["shard"].to_pylist():
+        try:
+            yield from _Shard(work, shard, _decoders[settings]).parcels()
+        except StorageError as error:
+            yield to_row(Parcel(shard=shard, fatal=error.message))
+
+
+class _Shard:
+    """One shard on its way."""
+
+    def __init__(self, work: Work, shard: int, decoder: Decoder) -> None:
+        self._work, self._shard, self._decoder = work, shard, decoder
+        self._found: Committed = committed(work.store, shard)
+        self._news: list[Outcome] = []
+        self._sources = SourceFaces(work) if work.job.boxes_from_source else None
+
+    def parcels(self) -> Iterator[pa.Table]:
+        known, known_outcomes = self._found.before(self._work.run)
+        ended = self._found.ended(self._work.run)
+        if known or known_outcomes:
+            yield to_row(Parcel(shard=self._shard, known=known, known_outcomes=known_outcomes))
+        for position, video in enumerate(self._work.videos(self._shard)):
+            if position in ended:
+                continue
+            if position in self._found.outcomes:
+                yield from self._again(position)
+            else:
+                yield from self._video(position, video)
+            if len(self._news) >= _MOST_NEWS:
+                yield to_row(self._parcel())
+        if self._news:
+            yield to_row(self._parcel())
+
+    def _again(self, position: int) -> Iterator[pa.Table]:
+        """A video that this run has ended, perhaps after some batches."""
+        for part in sorted(part for part in self._found.parts if part.video == position):
+            if self._found.parts[part][0] == self._work.run:
+                yield to_row(self._known(part))
+        self._news.append(self._found.outcomes[position][1])
+
+    def _known(self, part: Part) -> Parcel:
+        parcel = self._parcel()
+        parcel.known = (part,)
+        return parcel
+
+    def _parcel(self, part: Part | None = None) -> Parcel:
+        """A parcel that takes the news along."""
+        news, self._news = self._news, []
+        return Parcel(shard=self._shard, part=part, outcomes=tuple(news))
+
+    def _video(self, position: int, video: Video) -> Iterator[pa.Table]:
+        try:
+            with _local(video) as path:
+                yield from self._batches(position, video, path)
+        except UnmaskError as error:
+            status = "quarantined" if error.reason in _QUARANTINED else "failed"
+            self._end(position, status, error.reason, error.message)
+        except OSError as error:
+            why = f"{video.video} cannot be read ({error.strerror or error}); check the file and its permissions."
+            self._end(position, "failed", Reason.UNREADABLE_FILE, why)
+        except Exception as error:
+            ours = f"{video.video} could not be decoded: {type(error).__name__}: {' '.join(str(error).split())}"
+            self._end(position, "failed", Reason.INTERNAL, ours)
+
+    def _end(self, position: int, status: str, reason: Reason, message: str) -> None:
+        attempts = self._decoder.attempts if status == "quarantined" else 1
+        outcome = Outcome(video=position, status=status, reason=reason, message=message, attempts=attempts)
+        self._news.append(outcome)
+
+    def _batches(self, position: int, video: Video, path: Path) -> Iterator[pa.Table]:
+        started = time.perf_counter()
+        given = self._sources.of(video) if self._sources is not None else None
+        sampling = Sampling(times_s=given.times_s) if given is not None else self._work.job.sampling
+        opened = self._decoder.open(path, sampling)
+        name = content_id(path) if self._work.job.score is not None else ""
+        cuts = opened.cuts
+        parts = [Part(position, cut.unit, cut.units, cut.batch, cut.batches) for cut in cuts]
+        if not parts:
+            why = f"{video.video} shows no frame; check that it plays."
+            self._end(position, "failed", Reason.NO_FRAMES, why)
+            return
+        done = {part: self._found.parts[part][0] for part in parts if part in self._found.parts}
+        batches = self._decoder.batches(opened, skip={(part.unit, part.batch) for part in done})
+        for part, cut in zip(parts, cuts, strict=True):
+            if part in done:
+                if done[part] == self._work.run:
+                    yield to_row(self._known(part))
+                continue
+            batch = next(batches)
+            assert batch.cut == cut
+            parcel = self._parcel(part)
+            parcel.video, parcel.info, parcel.content_id = video.video, opened.info, name
+            parcel.attempts = self._decoder.attempts
+            parcel.follow = is_dense(opened.times_s_T)
+            parcel.items = [item if isinstance(item, Missing) else item.header() for item in batch.items]
+            if given is not None:
+                parcel.boxes = _boxes(batch, given.boxes[cut.start : cut.stop])
+            now = time.perf_counter()
+            parcel.seconds["decode"] = now - started
+            yield to_row(parcel, batch.buffer)
+            started = time.perf_counter()
+
+
+def _boxes(batch: Batch, boxes: list[NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:
+    return {item.index: found for item, found in zip(batch.items, boxes, strict=True)}
+
+
+@contextmanager
+def _local(video: Video) -> Iterator[Path]:
+    """The video as a local file; a copy is deleted at the end.
+
+    Raises:
+        MediaError: It cannot be fetched.
+        StorageError: Its bucket cannot be read.
+    """
+    source = Source(video.uri)
+    store = Store(video.uri)
+    with ExitStack() as stack:
+        if source.is_url or store.is_local:
+            local = source if source.is_url else Source(str(store.local_path()))
+            yield stack.enter_context(fetched(local))
+        else:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unmask-")))
+            yield store.fetch(scratch)

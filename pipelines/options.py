@@ -1,0 +1,155 @@
+"""Options of the command line that `preprocess` and `score` share."""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.config import EmbedOptions, Pools
+from pipelines.run import RunOptions
+from unmask.errors import UsageError
+
+__all__ = [
+    "Address",
+    "AllFrames",
+    "Dataset",
+    "DecodeTasks",
+    "DecodeTimeout",
+    "DetectActors",
+    "DetectCpus",
+    "DetectGpus",
+    "EmbedActors",
+    "EmbedGpus",
+    "Fault",
+    "Fused",
+    "Kind",
+    "MaxBatch",
+    "MetricsPort",
+    "Resume",
+    "Scale",
+    "ShardVideos",
+    "Thresholds",
+    "numbers",
+    "pairs",
+    "run_options",
+    "three",
+    "weights_of",
+]
+
+_POOLS = "Pools"
+
+Dataset = Annotated[
+    str, typer.Argument(metavar="DATASET", help="A folder or bucket with a known layout, or a table of videos.")
+]
+Kind = Annotated[str | None, typer.Option("--dataset", help="Kind of the dataset, where it is not recognised.")]
+AllFrames = Annotated[bool, typer.Option("--all", help="Every frame.")]
+Thresholds = Annotated[str, typer.Option("--thresholds", help="Least probabilities of MTCNN's three networks.")]
+Scale = Annotated[
+    str, typer.Option("--scale", help="Size of the copy that is searched: auto, full, a factor, or face:PX.")
+]
+ShardVideos = Annotated[int | None, typer.Option("--shard-videos", help="Videos that are published together.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue what lies in --out.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Of a Ray cluster; by default that of RAY_ADDRESS, or a Ray of its own."),
+]
+MetricsPort = Annotated[int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics here.")]
+DecodeTasks = Annotated[
+    int | None, typer.Option("--decode-tasks", help="Videos decoded at once.", rich_help_panel=_POOLS)
+]
+DetectActors = Annotated[
+    int | None, typer.Option("--detect-actors", help="Processes that find faces.", rich_help_panel=_POOLS)
+]
+DetectCpus = Annotated[float, typer.Option("--detect-cpus", help="CPUs that each holds.", rich_help_panel=_POOLS)]
+DetectGpus = Annotated[
+    float | None, typer.Option("--detect-gpus", help="GPUs, or the share of one, of each.", rich_help_panel=_POOLS)
+]
+EmbedActors = Annotated[
+    int | None, typer.Option("--embed-actors", help="Processes that run backbones.", rich_help_panel=_POOLS)
+]
+EmbedGpus = Annotated[
+    float | None, typer.Option("--embed-gpus", help="GPUs, or the share of one, of each.", rich_help_panel=_POOLS)
+]
+Fused = Annotated[
+    bool,
+    typer.Option("--fused", help="Decode, detect and embed in one process each.", rich_help_panel=_POOLS),
+]
+MaxBatch = Annotated[
+    int, typer.Option("--max-batch-mb", help="Most MiB of frames that travel together.", rich_help_panel=_POOLS)
+]
+DecodeTimeout = Annotated[
+    float,
+    typer.Option("--decode-timeout", help="End a decoder that is silent for so many seconds.", rich_help_panel=_POOLS),
+]
+Fault = Annotated[list[str] | None, typer.Option("--debug-fault", hidden=True, help="VIDEO=abort or VIDEO=hang.")]
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers between commas.
+
+    Raises:
+        UsageError: There is something else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} takes numbers between commas; got {text!r}") from None
+
+
+def three(option: str, text: str) -> tuple[float, float, float]:
+    """Three numbers between commas. Raises as `numbers` does."""
+    found = numbers(option, text)
+    if len(found) != 3:
+        raise UsageError(f"{option} takes three numbers between commas; got {text!r}")
+    return found[0], found[1], found[2]
+
+
+def pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE, several times.
+
+    Raises:
+        UsageError: There is no `=`.
+    """
+    found = {}
+    for text in texts or []:
+        name, mark, value = text.partition("=")
+        if not (name and mark and value):
+            raise UsageError(f"{option} takes NAME=VALUE; got {text!r}")
+        found[name] = value
+    return found
+
+
+def weights_of(models: list[str], weights: dict[str, str], pretrained: bool | None) -> tuple[EmbedOptions, ...]:
+    """The backbones that were named, with their weights.
+
+    Raises:
+        UsageError: Weights are given for none of them, or one is named twice.
+    """
+    if unknown := sorted(set(weights) - set(models)):
+        raise UsageError(f"--weights names {unknown[0]}, which no --embed does; name the backbone first")
+    if len(set(models)) < len(models):
+        raise UsageError("--embed names a backbone twice; once is enough")
+    return tuple(EmbedOptions(model=m, weights=weights.get(m), pretrained=pretrained) for m in models)
+
+
+def run_options(
+    *,
+    dataset: str | None,
+    shard_videos: int | None,
+    resume: bool,
+    address: str | None,
+    device: str,
+    metrics_port: int | None,
+    fault: list[str] | None,
+    pools: Pools,
+) -> RunOptions:
+    """The options of a run. Raises as `RunOptions` does."""
+    return RunOptions(
+        dataset=dataset,
+        pools=pools,
+        shard_videos=shard_videos,
+        resume=resume,
+        address=address,
+        device=device,
+        metrics_port=metrics_port,
+        fault=pairs("--debug-fault", fault),
+    )

@@ -1,0 +1,177 @@
+"""`unmask preprocess`: every face of a dataset, exactly once, with a reason for every video that gave none.
+
+Also `python -m pipelines.preprocess`, for `ray job submit --working-dir . -- python -m pipelines.preprocess ...`.
+"""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.config import FACENET, CropOptions, DetectorOptions, Job, Pools, parse_scale
+from pipelines.display import print_summary
+from pipelines.options import (
+    Address,
+    AllFrames,
+    Dataset,
+    DecodeTasks,
+    DecodeTimeout,
+    DetectActors,
+    DetectCpus,
+    DetectGpus,
+    EmbedActors,
+    EmbedGpus,
+    Fault,
+    Fused,
+    Kind,
+    MaxBatch,
+    MetricsPort,
+    Resume,
+    Scale,
+    ShardVideos,
+    Thresholds,
+    pairs,
+    run_options,
+    three,
+    weights_of,
+)
+from pipelines.run import run
+from unmask import console
+from unmask.console import SOME_FAILED, Device, Every, Fps, Frames, civil, err, sampling_of, say
+from unmask.detection import SCORING_THRESHOLDS
+from unmask.errors import UsageError
+
+__all__ = ["app", "main", "preprocess"]
+
+_POOLS, _THRESHOLDS = Pools(), ",".join(map(str, SCORING_THRESHOLDS))
+_PRODUCTS = ("crops", "masks", "copies", "folds")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@civil
+def preprocess(
+    dataset: Dataset,
+    out: Annotated[str, typer.Option("--out", help="Where the products go: a folder, or a bucket's URL.")],
+    kind: Kind = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    every: Every = None,
+    all_frames: AllFrames = False,
+    products: Annotated[
+        str, typer.Option("--products", help=f"Beside faces and videos: {', '.join(_PRODUCTS)}; or none.")
+    ] = "crops",
+    margin: Annotated[float, typer.Option("--margin", help="Side of a crop over side of the face's box.")] = 1.3,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Side of all crops in pixels; the frame's resolution by default.")
+    ] = None,
+    align: Annotated[bool, typer.Option("--align", help="Turn crops upright by their landmarks.")] = False,
+    square: Annotated[bool, typer.Option("--square/--box", help="Square crops, or the proportions of the box.")] = True,
+    image_format: Annotated[str, typer.Option("--format", help="Of crops: png, jpg or webp.")] = "png",
+    crops_as: Annotated[str, typer.Option("--crops-as", help="tar (WebDataset) or files.")] = "tar",
+    thresholds: Thresholds = _THRESHOLDS,
+    scale: Scale = "auto",
+    boxes_from_originals: Annotated[
+        bool, typer.Option("--boxes-from-originals", help="Fakes get the frames and boxes of their originals.")
+    ] = False,
+    embed: Annotated[
+        list[str] | None,
+        typer.Option("--embed", help=f"A backbone whose features are kept, or {FACENET}; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="BACKBONE=FILE: weights of a backbone; may be repeated.")
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option("--pretrained/--no-pretrained", help="Whether backbones by name get their published weights."),
+    ] = None,
+    crf: Annotated[str, typer.Option("--crf", help="Qualities of re-encoded copies.")] = "23,28,32",
+    folds: Annotated[int, typer.Option("--folds", help="How many folds.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", help="Of folds and splits.")] = 0,
+    export: Annotated[
+        str | None, typer.Option("--export", help="Write dfdc or deepfakebench (or both) layouts to OUT/exports.")
+    ] = None,
+    shard_videos: ShardVideos = None,
+    resume: Resume = True,
+    address: Address = None,
+    device: Device = "auto",
+    metrics_port: MetricsPort = None,
+    decode_tasks: DecodeTasks = None,
+    detect_actors: DetectActors = None,
+    detect_cpus: DetectCpus = _POOLS.detect_cpus,
+    detect_gpus: DetectGpus = None,
+    embed_actors: EmbedActors = None,
+    embed_gpus: EmbedGpus = None,
+    fused: Fused = False,
+    max_batch_mb: MaxBatch = _POOLS.max_batch_mb,
+    decode_timeout: DecodeTimeout = _POOLS.decode_timeout_s,
+    fault: Fault = None,
+) -> None:
+    """Find the faces of a dataset's videos; write boxes, landmarks, tracks, crops and features.
+
+    A run that was interrupted is continued by the same command. Exit status: 0 if every video was looked at, 1 if some
+    failed, 2 for wrong usage.
+    """
+    wanted = _products(products)
+    if all_frames and not frames is fps is every is None:
+        raise UsageError("--all excludes --frames, --fps and --every; give one of them.")
+    factor, smallest_px = parse_scale(scale)
+    job = Job(
+        sampling=sampling_of(frames, fps, 1 if all_frames else every),
+        detector=DetectorOptions(
+            thresholds=three("--thresholds", thresholds), scale=factor, smallest_face_px=smallest_px
+        ),
+        crops=CropOptions(
+            margin=margin,
+            square=square,
+            align=align,
+            size_px=size,
+            format=image_format,  # type: ignore[arg-type]
+            layout=crops_as,  # type: ignore[arg-type]
+        )
+        if "crops" in wanted
+        else None,
+        embed=weights_of(embed or [], pairs("--weights", weights), pretrained),
+        boxes_from_source=boxes_from_originals,
+    )
+    options = run_options(
+        dataset=kind,
+        shard_videos=shard_videos,
+        resume=resume,
+        address=address,
+        device=device,
+        metrics_port=metrics_port,
+        fault=fault,
+        pools=Pools(
+            decode_tasks=decode_tasks,
+            detect_actors=detect_actors,
+            detect_cpus=detect_cpus,
+            detect_gpus=detect_gpus,
+            embed_actors=embed_actors,
+            embed_gpus=embed_gpus,
+            fused=fused,
+            max_batch_mb=max_batch_mb,
+            decode_timeout_s=decode_timeout,
+        ),
+    )
+    said = run(dataset, out, job, options, say=say)
+    print_summary(said, err)
+    if said["failed"]:
+        say(f"{said['failed']:,} videos gave nothing; the reasons are in {out}/videos and on {out}/index.html")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _products(text: str) -> set[str]:
+    wanted = {part.strip() for part in text.split(",") if part.strip()} - {"none"}
+    if unknown := sorted(wanted - set(_PRODUCTS)):
+        raise UsageError(f"--products knows {', '.join(_PRODUCTS)}; got {unknown[0]!r}")
+    return wanted
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `python -m pipelines.preprocess`; `unmask preprocess` gives its own arguments."""
+    console.run(app, "unmask preprocess", arguments)
+
+
+if __name__ == "__main__":
+    main()

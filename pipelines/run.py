@@ -1,0 +1,233 @@
+"""One run from its dataset to its output: list, check, stream, sum up. What `preprocess` and `score` share."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import Job, Pools, check_same, detector_digest, recorded
+from pipelines.datasets import read
+from pipelines.datasets.tree import Listing
+from pipelines.display import Display
+from pipelines.manifest import Video, write_manifest
+from pipelines.metrics import Metrics
+from pipelines.progress import Progress, summary
+from pipelines.shards import Shards, default_size
+from pipelines.work import MANIFEST_FILE, Work
+from unmask.errors import UsageError
+from unmask.products import Products
+from unmask.storage import Store
+
+if TYPE_CHECKING:
+    from pipelines.embedders import EmbedPlan
+    from pipelines.parcels import Parcel
+    from pipelines.session import Cluster
+    from pipelines.stream import Events
+
+__all__ = ["RunOptions", "prepare", "run"]
+
+_RUN_FILE = "state/run.json"
+_NOT_GIVEN = {"failed", "quarantined"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a job is to be done; none of this shapes its output, but for the size of the shards."""
+
+    dataset: str | None = None
+    """Kind of the dataset; None recognises it."""
+    pools: Pools = field(default_factory=Pools)
+    shard_videos: int | None = None
+    """Videos of a shard; None decides by their number."""
+    resume: bool = True
+    """Continue what lies at the output."""
+    address: str | None = None
+    """Of a Ray cluster; None starts one on this machine, unless a job runs on one."""
+    device: str = "auto"
+    metrics_port: int | None = None
+    fault: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(
+    uri: str,
+    out: str,
+    job: Job,
+    options: RunOptions,
+    *,
+    say: Callable[[str], None],
+    after: Callable[[Work, "Cluster"], None] | None = None,
+) -> dict[str, Any]:
+    """Do a job.
+
+    Args:
+        uri: The dataset.
+        out: Where the output goes.
+        job: What is wanted.
+        options: How.
+        say: Tells a person something.
+        after: What is done with the products, still on the cluster.
+
+    Returns:
+        The summary, which also lies in `summary.json`; its `failed` counts the videos of the whole output that gave
+        nothing because of an error.
+
+    Raises:
+        UsageError: Something about the dataset, the output or the options must be mended.
+        ModelError: A backbone cannot be had.
+        StorageError: The output cannot be written.
+    """
+    work = prepare(uri, out, job, options, say=say)
+    products = Products(work.store)
+    whole = products.shards()
+    progress = Progress(
+        videos=work.shards.videos,
+        done_before=sum(work.shards.count(shard) for shard in whole),
+        shards=len(work.shards),
+        shards_before=len(whole),
+    )
+    with Metrics(options.metrics_port) as metrics:
+        metrics.follow(progress)
+        if len(whole) < len(work.shards) or after is not None:
+            # What takes seconds to import is not needed where all is done.
+            from pipelines.session import ray_session
+            from pipelines.stream import run_stream
+
+            with ray_session(options.address) as cluster, Display(progress) as display:
+                if len(whole) < len(work.shards):
+                    run_stream(work, options.pools, cluster, _events(progress, metrics, display))
+                if after is not None:
+                    after(work, cluster)
+    said = summary(progress)
+    said["failed"] = _failed(products)
+    work.store.write("summary.json", (json.dumps(said, indent=1) + "\n").encode())
+    if progress.finished or not work.store.exists("index.html"):
+        from pipelines.page import write_page
+
+        write_page(work.store, products, said)
+    return said
+
+
+def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[[str], None]) -> Work:
+    """Check everything that can be checked before work begins, and write down what shall be done.
+
+    Raises:
+        UsageError: See `run`.
+        ModelError: See `run`.
+        StorageError: See `run`.
+    """
+    store = Store(out)
+    store.check_writable()
+    listing = read(uri, options.dataset)
+    for note in listing.notes:
+        say(f"{listing.dataset}: {note}")
+    plans, job = _plans(job)
+    paired_from, ordered = _ordered(listing, paired=job.boxes_from_source)
+    is_new = not store.exists("job.json")
+    if not is_new and not options.resume:
+        raise UsageError(f"{out} already holds a run; choose another --out, or leave --no-resume out to continue it")
+    counted = _Counted(ordered)
+    if is_new:
+        write_manifest(counted, store.uri_of(MANIFEST_FILE))
+    else:
+        for _ in counted:
+            pass
+    before = None if is_new else recorded(store).get("shard_videos")
+    size = options.shard_videos or before or default_size(counted.videos)
+    manifest = {"videos": counted.videos, "digest": counted.digest()}
+    config = check_same(store, job, manifest=manifest, shard_videos=size)
+    shaping = {"sampling": job.to_json()["sampling"], "detector": detector_digest(job.detector)}
+    kept = plans[: len(job.embed)]
+    keys = tuple(known.key([shaping, job.boxes_from_source]) for known in kept)
+    for key, known in zip(keys, kept, strict=True):
+        about = {"model": known.options.model, "sha256": known.sha256, "preprocessing": known.preprocessing.to_json()}
+        store.write(f"features/{key}/key.json", json.dumps({**about, **shaping, "dim": known.dim}, indent=1).encode())
+    store.sweep()
+    return Work(
+        store=store,
+        run=_count_run(store),
+        job=job,
+        shards=Shards(
+            videos=counted.videos, size=size, paired_from=counted.videos if paired_from is None else paired_from
+        ),
+        plans=plans,
+        keys=keys,
+        config=config,
+        detector=detector_digest(job.detector),
+        device=options.device,
+        max_batch_bytes=options.pools.max_batch_mb * 1024**2,
+        decode_timeout_s=options.pools.decode_timeout_s,
+        fault=options.fault,
+    )
+
+
+def _plans(job: Job) -> tuple[tuple["EmbedPlan", ...], Job]:
+    """Load every backbone once; the job with the digests of their weights."""
+    if not job.embed and job.score is None:
+        return (), job
+    from pipelines.embedders import plan
+
+    embed = [plan(options) for options in job.embed]
+    judge = [plan(job.score.model)] if job.score is not None else []
+    job = replace(job, embed=tuple(found.options for found in embed))
+    if job.score is not None:
+        job = replace(job, score=replace(job.score, model=judge[0].options))
+    return (*embed, *judge), job
+
+
+def _ordered(listing: Listing, *, paired: bool) -> tuple[int | None, Iterable[Video]]:
+    """The videos in the order of the manifest; where boxes come from originals, fakes that have one are last."""
+    if not paired:
+        return None, listing.videos
+    ids = {video.video for video in listing.videos}
+    last = [video for video in listing.videos if video.source in ids and video.source != video.video]
+    names = {video.video for video in last}
+    first = [video for video in listing.videos if video.video not in names]
+    return len(first), itertools.chain(first, last)
+
+
+class _Counted:
+    """Videos on their way: counted and digested."""
+
+    def __init__(self, videos: Iterable[Video]) -> None:
+        self._iterable, self._hash, self.videos = videos, hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[Video]:
+        for video in self._iterable:
+            self.videos += 1
+            self._hash.update(repr(video).encode(errors="surrogateescape"))
+            yield video
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()[:16]
+
+
+def _count_run(store: Store) -> int:
+    run = json.loads(store.read(_RUN_FILE))["run"] + 1 if store.exists(_RUN_FILE) else 1
+    store.write(_RUN_FILE, json.dumps({"run": run}).encode())
+    return int(run)
+
+
+def _events(progress: Progress, metrics: Metrics, display: Display) -> "Events":
+    from pipelines.stream import Events
+
+    def receipt(parcel: "Parcel") -> None:
+        if parcel.receipt is not None and parcel.part is not None:
+            progress.add(parcel.receipt)
+            metrics.add(parcel.receipt)
+
+    def video(status: str, reason: str | None) -> None:
+        progress.video_done(status, reason)
+        metrics.video_done(status, reason)
+
+    return Events(receipt=receipt, video=video, shard=progress.shard_done, tick=display.tick)
+
+
+def _failed(products: Products) -> int:
+    """Videos of the whole output that gave nothing because of an error."""
+    failed = 0
+    for shard in products.shards():
+        statuses = products.store.read_table(f"videos/{shard:05d}.parquet", ["status"])["status"].to_pylist()
+        failed += sum(status in _NOT_GIVEN for status in statuses)
+    return failed

@@ -1,0 +1,106 @@
+"""The Ray that a run works on: the cluster that it was submitted to or told of, or one of its own that ends with it."""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmask.errors import UsageError
+
+__all__ = ["Cluster", "ray_session"]
+
+# Ray talks to the console in C++, too; what matters reaches the user as one sentence.
+_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DEDUP_LOGS": "1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What a cluster has."""
+
+    cpus: float
+    gpus: float
+    is_own: bool
+    """It was started for this run."""
+
+
+@contextmanager
+def ray_session(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
+    """Be connected to Ray.
+
+    Args:
+        address: Of a cluster. If None, that of `RAY_ADDRESS` (which `ray job submit` sets); without one, a Ray of one's
+            own is started on this machine and stopped at the end. A Ray to which the process is connected already is
+            used, and stays.
+        cpus: How many CPUs a Ray of one's own shall count; all of the machine's by default.
+
+    Raises:
+        UsageError: The cluster cannot be reached.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield _cluster(is_own=False)
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    is_own = address is None
+    scratch = tempfile.mkdtemp(prefix="unmask-ray-") if is_own else None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Ray's own making
+            try:
+                with _silence():
+                    if is_own:
+                        ray.init(
+                            address="local",
+                            num_cpus=cpus,
+                            include_dashboard=False,
+                            log_to_driver=False,
+                            logging_level=logging.ERROR,
+                            _temp_dir=scratch,
+                        )
+                    else:
+                        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                cause = " ".join(str(error).split())[:200]
+                raise UsageError(
+                    f"Ray cannot be reached at {address or 'this machine'} ({cause}); check --address"
+                ) from None
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray puts its own in their place
+        yield _cluster(is_own=is_own)
+    finally:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what Ray's C++ prints while it starts off standard error; what goes wrong is raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _cluster(*, is_own: bool) -> Cluster:
+    import ray
+
+    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return Cluster(cpus=has.get("CPU", 1.0), gpus=has.get("GPU", 0.0), is_own=is_own)

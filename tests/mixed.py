@@ -1,0 +1,59 @@
+"""A small dataset with faces and with everything that can be wrong with a file."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.clips import ENCODINGS, audio_only, clip, cut, empty, flipped, text, turned
+from tests.portraits import filmed, scenery
+
+__all__ = ["BAD", "GOOD", "mixed_dataset"]
+
+_BY_NAME = {encoding.name: encoding for encoding in ENCODINGS}
+
+GOOD = ("real/long-gop", "real/hevc", "real/turned", "real/ten-bit", "fake/vp9", "fake/short", "fake/wide")
+"""Videos in which there is a face."""
+
+BAD = {
+    "fake/audio.mp4": ("failed", "no_video_stream"),
+    "fake/empty.mp4": ("failed", "empty_file"),
+    "fake/text.mp4": ("failed", "not_a_video"),
+    "fake/headless.mp4": ("failed", "truncated_header"),
+    "fake/scenery.mp4": ("empty", "no_face"),
+    "fake/tiny.mp4": ("empty", "frame_too_small"),
+}
+"""Videos that give nothing: status and reason. One that is cut off and one that is damaged give some faces."""
+
+
+def _wide(frames: int) -> list[NDArray[np.uint8]]:
+    return [np.concatenate([p, cv2.flip(p, 1)], 1) for p in filmed(frames, 320, 240)]
+
+
+def mixed_dataset(folder: Path) -> Path:
+    """Make it: folders `real` and `fake` of small clips."""
+    for name in ("real", "fake"):
+        (folder / name).mkdir(parents=True)
+    real, fake = folder / "real", folder / "fake"
+    size = {"width": 320, "height": 240}
+    clip(real / "long-gop", _BY_NAME["h264-mp4-long-gop"], frames=70, images=filmed(70), **size)
+    clip(real / "hevc", _BY_NAME["hevc-mkv-closed-gop"], frames=40, images=filmed(40), **size).rename(real / "hevc.mp4")
+    turned(real / "turned", 90, frames=30, images=filmed(30, turned=1), width=240, height=320)
+    clip(real / "ten-bit", _BY_NAME["h264-mkv-10-bit"], frames=36, images=filmed(36), **size).rename(
+        real / "ten-bit.mp4"
+    )
+    clip(fake / "vp9", _BY_NAME["vp9-webm"], frames=40, images=filmed(40), **size).rename(fake / "vp9.mp4")
+    clip(fake / "short", frames=5, images=filmed(5), **size)
+    clip(fake / "wide", frames=36, images=_wide(36), width=640, height=240)
+    flipped(real / "long-gop.mp4", fake / "damaged.mp4", count=60)
+    source = clip(folder / "source", _BY_NAME["h264-ts"], frames=40, images=filmed(40), **size)
+    cut(source, fake / "cut.mp4", 0.6)
+    source.unlink()
+    audio_only(fake / "audio.mp4")
+    empty(fake / "empty.mp4")
+    text(fake / "text.mp4")
+    cut(real / "long-gop.mp4", fake / "headless.mp4", 0.5)
+    clip(fake / "scenery", frames=30, images=scenery(30), **size)
+    clip(fake / "tiny", frames=10, width=16, height=16)
+    return folder
