@@ -8,9 +8,13 @@ Axes: N images, candidates or faces, H rows, W columns, C = 3 channels in RGB or
 Inside the cascade boxes follow the networks' training: both corners are pixels, counted from 1.
 """
 
+import functools
+import importlib.util
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -334,16 +338,26 @@ def _shifted(boxes_N4: Tensor, shifts_N4: Tensor) -> Tensor:
 
 def _nms(boxes_N4: Tensor, scores_N: Tensor, group_N: Tensor, threshold: float) -> Tensor:
     """Greedy non-maximum suppression by IoU within each group; places kept, most probable first."""
-    # Imported late: it takes a second, and callers that only need the scales should not wait.
-    from torchvision.ops import nms
-
     if len(boxes_N4) == 0:
         return torch.empty(0, dtype=torch.long, device=boxes_N4.device)
     # Groups are moved apart. Double precision keeps what lies between pixels however far that is.
     low, high = boxes_N4.min(), boxes_N4.max()
     apart = (boxes_N4 - low).double() + (group_N * (high - low + 1).double())[:, None]
-    kept: Tensor = nms(apart, scores_N.double(), threshold)
+    kept: Tensor = _nms_kernel()(apart, scores_N.double(), threshold)
     return kept
+
+
+@functools.cache
+def _nms_kernel() -> Callable[[Tensor, Tensor, float], Tensor]:
+    """The kernel of torchvision, loaded without importing torchvision, which takes seconds (for `torch._dynamo`)."""
+    spec = importlib.util.find_spec("torchvision")
+    library = Path(spec.origin).with_name("_C.so") if spec is not None and spec.origin is not None else None
+    if "torchvision" not in sys.modules and library is not None and library.is_file():
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    else:
+        import torchvision.ops  # noqa: F401  registers the kernel
+    kernel: Callable[[Tensor, Tensor, float], Tensor] = torch.ops.torchvision.nms
+    return kernel
 
 
 def _nms_over_smaller(found: _Candidates, threshold: float) -> Tensor:
