@@ -27,7 +27,7 @@ from unmask.plan import Sampling, is_dense
 from unmask.storage import Store
 from unmask.video import Missing
 
-__all__ = ["decode_shards"]
+__all__ = ["decode_shards", "local_copy"]
 
 # Outcomes that travel together.
 _MOST_NEWS = 256
@@ -104,7 +104,7 @@ class _Shard:
 
     def _video(self, position: int, video: Video) -> Iterator[pa.Table]:
         try:
-            with _local(video) as path:
+            with local_copy(video) as path:
                 yield from self._batches(position, video, path)
         except UnmaskError as error:
             status = "quarantined" if error.reason in _QUARANTINED else "failed"
@@ -160,7 +160,7 @@ def _boxes(batch: Batch, boxes: list[NDArray[np.float32]]) -> dict[int, NDArray[
 
 
 @contextmanager
-def _local(video: Video) -> Iterator[Path]:
+def local_copy(video: Video) -> Iterator[Path]:
     """The video as a local file; a copy is deleted at the end.
 
     Raises:

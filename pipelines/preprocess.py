@@ -9,6 +9,7 @@ import typer
 
 from pipelines.config import FACENET, CropOptions, DetectorOptions, Job, Pools, parse_scale
 from pipelines.display import print_summary
+from pipelines.extras import EXPORTS, Extras
 from pipelines.options import (
     Address,
     AllFrames,
@@ -29,6 +30,7 @@ from pipelines.options import (
     Scale,
     ShardVideos,
     Thresholds,
+    numbers,
     pairs,
     run_options,
     three,
@@ -86,10 +88,16 @@ def preprocess(
         typer.Option("--pretrained/--no-pretrained", help="Whether backbones by name get their published weights."),
     ] = None,
     crf: Annotated[str, typer.Option("--crf", help="Qualities of re-encoded copies.")] = "23,28,32",
-    folds: Annotated[int, typer.Option("--folds", help="How many folds.")] = 16,
+    folds: Annotated[
+        int, typer.Option("--folds", help="How many; 0 for the dataset's usual number (DFDC 16, others 5).")
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of folds and splits.")] = 0,
     export: Annotated[
-        str | None, typer.Option("--export", help="Write dfdc or deepfakebench (or both) layouts to OUT/exports.")
+        list[str] | None,
+        typer.Option("--export", help=f"Also write the layout of {' or '.join(EXPORTS)} to OUT/exports."),
+    ] = None,
+    export_name: Annotated[
+        str | None, typer.Option("--export-name", help="What DeepfakeBench shall call the dataset.")
     ] = None,
     shard_videos: ShardVideos = None,
     resume: Resume = True,
@@ -154,10 +162,21 @@ def preprocess(
             decode_timeout_s=decode_timeout,
         ),
     )
-    said = run(dataset, out, job, options, say=say)
+    extras = Extras(
+        folds=folds if "folds" in wanted else None,
+        seed=seed,
+        masks="masks" in wanted,
+        copies=tuple(map(int, numbers("--crf", crf))) if "copies" in wanted else (),
+        exports=tuple(export or ()),
+        export_name=export_name,
+    )
+    said = run(dataset, out, job, options, say=say, extras=extras)
     print_summary(said, err)
+    if said["copies_failed"]:
+        say(f"{said['copies_failed']:,} copies could not be made; the reasons are in {out}/copies")
     if said["failed"]:
         say(f"{said['failed']:,} videos gave nothing; the reasons are in {out}/videos and on {out}/index.html")
+    if said["failed"] or said["copies_failed"]:
         raise typer.Exit(SOME_FAILED)
 
 

@@ -11,6 +11,7 @@ from pipelines.config import Job, Pools, check_same, detector_digest, recorded
 from pipelines.datasets import read
 from pipelines.datasets.tree import Listing
 from pipelines.display import Display
+from pipelines.extras import Extras, check_extras, make_exports, make_folds
 from pipelines.manifest import Video, write_manifest
 from pipelines.metrics import Metrics
 from pipelines.progress import Progress, summary
@@ -23,7 +24,6 @@ from unmask.storage import Store
 if TYPE_CHECKING:
     from pipelines.embedders import EmbedPlan
     from pipelines.parcels import Parcel
-    from pipelines.session import Cluster
     from pipelines.stream import Events
 
 __all__ = ["RunOptions", "prepare", "run"]
@@ -57,7 +57,7 @@ def run(
     options: RunOptions,
     *,
     say: Callable[[str], None],
-    after: Callable[[Work, "Cluster"], None] | None = None,
+    extras: Extras | None = None,
 ) -> dict[str, Any]:
     """Do a job.
 
@@ -67,7 +67,7 @@ def run(
         job: What is wanted.
         options: How.
         say: Tells a person something.
-        after: What is done with the products, still on the cluster.
+        extras: What is made of the products.
 
     Returns:
         The summary, which also lies in `summary.json`; its `failed` counts the videos of the whole output that gave
@@ -78,7 +78,10 @@ def run(
         ModelError: A backbone cannot be had.
         StorageError: The output cannot be written.
     """
+    extras = extras or Extras()
+    check_extras(extras)
     work = prepare(uri, out, job, options, say=say)
+    make_folds(work, extras, say)
     products = Products(work.store)
     whole = products.shards()
     progress = Progress(
@@ -87,9 +90,10 @@ def run(
         shards=len(work.shards),
         shards_before=len(whole),
     )
+    copies_failed = 0
     with Metrics(options.metrics_port) as metrics:
         metrics.follow(progress)
-        if len(whole) < len(work.shards) or after is not None:
+        if len(whole) < len(work.shards) or extras.needs_cluster:
             # What takes seconds to import is not needed where all is done.
             from pipelines.session import ray_session
             from pipelines.stream import run_stream
@@ -97,10 +101,16 @@ def run(
             with ray_session(options.address) as cluster, Display(progress) as display:
                 if len(whole) < len(work.shards):
                     run_stream(work, options.pools, cluster, _events(progress, metrics, display))
-                if after is not None:
-                    after(work, cluster)
+                if extras.needs_cluster:
+                    from pipelines.after import make_copies, make_masks
+
+                    if extras.masks:
+                        make_masks(work, say=say, tick=display.tick)
+                    if extras.copies:
+                        copies_failed = make_copies(work, extras.copies, tick=display.tick)
+    make_exports(work, extras, say)
     said = summary(progress)
-    said["failed"] = _failed(products)
+    said["failed"], said["copies_failed"] = _failed(products), copies_failed
     work.store.write("summary.json", (json.dumps(said, indent=1) + "\n").encode())
     if progress.finished or not work.store.exists("index.html"):
         from pipelines.page import write_page
@@ -155,6 +165,7 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
         keys=keys,
         config=config,
         detector=detector_digest(job.detector),
+        dataset=listing.dataset,
         device=options.device,
         max_batch_bytes=options.pools.max_batch_mb * 1024**2,
         decode_timeout_s=options.pools.decode_timeout_s,

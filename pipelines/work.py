@@ -35,6 +35,8 @@ class Work:
     """Digest of the configuration."""
     detector: str
     """Digest of the detector."""
+    dataset: str = "table"
+    """Kind of the dataset."""
     device: str = "auto"
     max_batch_bytes: int = 64 * 1024**2
     decode_timeout_s: float = 60.0

@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from unmask.plan import Sampling
     from unmask.records import VideoScore
 
-__all__ = ["app", "faces", "main", "probe", "score"]
+__all__ = ["app", "faces", "main", "preprocess", "probe", "score"]
+
+# Commands of the rooms read their own options.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+_CLUSTER = "--cluster"
 
 app = typer.Typer(
     name="unmask",
@@ -82,6 +86,9 @@ def score(
         float, typer.Option("--url-timeout", help="Give up on a server that is silent for so many seconds.")
     ] = 10.0,
     device: Device = "auto",
+    cluster: Annotated[
+        bool, typer.Option(_CLUSTER, help="Score a dataset on Ray; see unmask score --cluster --help.")
+    ] = False,
 ) -> None:
     """Score videos: which faces, when, how sure, and why.
 
@@ -90,6 +97,7 @@ def score(
     from unmask.inputs import FetchLimits, expand
     from unmask.scoring import ScoringOptions
 
+    assert not cluster, "`main` takes these"
     sampling = sampling_of(frames, fps, every)
     options = ScoringOptions(aggregation=aggregation)
     if not 0 < url_timeout < math.inf:
@@ -206,6 +214,14 @@ def _write_results(out: Path, analyses: list["Analysis"]) -> None:
     say(f"The report lies in {report.resolve()}")
 
 
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def preprocess(context: typer.Context) -> None:
+    """Find the faces of a whole dataset, on Ray: boxes, tracks, crops, features, masks, folds."""
+    from pipelines.preprocess import main as run_preprocess
+
+    run_preprocess(context.args)
+
+
 @app.command()
 @civil
 def probe(
@@ -259,6 +275,11 @@ def faces(
 
 def main() -> None:
     """Entry point of the `unmask` console script."""
+    if sys.argv[1:2] == ["score"] and _CLUSTER in sys.argv:
+        from pipelines.score import main as run_score
+
+        # A command of its own, with options of its own.
+        run_score([argument for argument in sys.argv[2:] if argument != _CLUSTER])
     run(app, "unmask")
 
 
