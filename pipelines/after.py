@@ -146,7 +146,7 @@ def make_copies(work: Work, crfs: tuple[int, ...], *, tick: Callable[[], None]) 
             order = {video.video: n for n, video in enumerate(work.videos(shard))}
             rows.sort(key=lambda row: (order[row["video"]], row["crf"]))
             work.store.write_table(name, pa.Table.from_pylist(rows, COPIES))
-        failed += sum(row["reason"] is not None for row in rows if row["crf"] in crfs)
+        failed += sum(row.get("reason") is not None for row in rows if row["crf"] in crfs)
     return failed
 
 

@@ -17,7 +17,7 @@ from unmask.errors import UsageError
 __all__ = ["Cluster", "ray_session"]
 
 # Ray talks to the console in C++, too; what matters reaches the user as one sentence.
-_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DEDUP_LOGS": "1"}
+_DEFAULTS = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DEDUP_LOGS": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
     Raises:
         UsageError: The cluster cannot be reached.
     """
-    for name, value in _QUIET.items():
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -58,24 +58,7 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Ray's own making
-            try:
-                with _silence():
-                    if is_own:
-                        ray.init(
-                            address="local",
-                            num_cpus=cpus,
-                            include_dashboard=False,
-                            log_to_driver=False,
-                            logging_level=logging.ERROR,
-                            _temp_dir=scratch,
-                        )
-                    else:
-                        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                cause = " ".join(str(error).split())[:200]
-                raise UsageError(
-                    f"Ray cannot be reached at {address or 'this machine'} ({cause}); check --address"
-                ) from None
+            _connect(address, scratch, cpus)
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray puts its own in their place
         yield _cluster(is_own=is_own)
@@ -83,6 +66,37 @@ def ray_session(address: str | None = None, *, cpus: int | None = None) -> Itera
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _connect(address: str | None, scratch: str | None, cpus: int | None) -> None:
+    import ray
+
+    # Ray gives its daemons half a minute, which a busy machine may need and more.
+    for is_last in (False, True):
+        try:
+            with _silence():
+                if address is None:
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _temp_dir=scratch,
+                    )
+                else:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # of any class
+            ray.shutdown()
+            if address is None and not is_last:
+                continue
+            cause = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"Ray cannot be reached at {address} ({cause}); check --address"
+                if address
+                else f"Ray cannot be started on this machine ({cause}); see what else runs there, or give --address"
+            ) from None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tests.clips import ENCODINGS, audio_only, clip, cut, empty, flipped, text, turned
 from tests.portraits import filmed, scenery
 
-__all__ = ["BAD", "GOOD", "mixed_dataset"]
+__all__ = ["BAD", "GOOD", "mixed_dataset", "paired_dataset"]
 
 _BY_NAME = {encoding.name: encoding for encoding in ENCODINGS}
 
@@ -57,3 +57,24 @@ def mixed_dataset(folder: Path) -> Path:
     clip(fake / "scenery", frames=30, images=scenery(30), **size)
     clip(fake / "tiny", frames=10, width=16, height=16)
     return folder
+
+
+def paired_dataset(folder: Path) -> Path:
+    """Originals and their fakes, laid out as FaceForensics++ is: two of each, the mouths of the fakes upside down."""
+    real = folder / "original_sequences" / "youtube" / "c23" / "videos"
+    fake = folder / "manipulated_sequences" / "Deepfakes" / "c23" / "videos"
+    for place in (real, fake):
+        place.mkdir(parents=True)
+    images = list(filmed(60))
+    for name, other, start in (("000", "003", 0), ("101", "102", 20)):
+        pictures = images[start : start + 40]
+        clip(real / name, frames=40, images=pictures, width=320, height=240)
+        clip(fake / f"{name}_{other}", frames=40, images=map(_faked, pictures), width=320, height=240)
+    return folder
+
+
+def _faked(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same picture with the middle of it, where the face is, upside down."""
+    image_HWC = image_HWC.copy()
+    image_HWC[100:140, 140:180] = image_HWC[100:140, 140:180][::-1]
+    return image_HWC

@@ -4,10 +4,11 @@ Files are whole or absent: locally they are written beside and renamed, in a buc
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qsl, quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -21,15 +22,33 @@ __all__ = ["Store"]
 
 # Part of a large file that travels at once.
 _CHUNK_BYTES = 8 * 1024**2
-# What the file systems of pyarrow and fsspec raise for a place that is not there, is full, or cannot be reached.
-_FAILURES = (OSError, pa.ArrowException)
+# What the file systems of pyarrow and fsspec raise for a place that is not there, is full, cannot be reached, or is
+# not made to be written to.
+_FAILURES = (OSError, pa.ArrowException, NotImplementedError)
+# Enough for a busy service, and soon enough to tell that there is none; from a URI, Arrow would try for 100 seconds.
+_S3_PATIENCE = {"connect_timeout": 5.0, "request_timeout": 10.0}
+_S3_ATTEMPTS = 3
+_GCS_PATIENCE = "retry_limit_seconds=60"
+# Other places that Arrow opens by itself.
+_ARROWS_OWN = {"file", "hdfs", "viewfs", "abfs", "abfss"}
+# Of `S3FileSystem`: what the query of a URI may set, and how it is read.
+_S3_OPTIONS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("region", "scheme", "endpoint_override", "tls_ca_file_path"), str),
+    **dict.fromkeys(_S3_PATIENCE, float),
+    **dict.fromkeys(
+        ("anonymous", "allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing"),
+        lambda text: text.lower() == "true",
+    ),
+}
 
 
 class Store:
     """Files under one root, named by relative paths with `/`. Cheap to send to another process.
 
     Args:
-        uri: A local path, or `s3://bucket/path`, `gs://...`, `file://...`, or any other URL that fsspec knows.
+        uri: A local path, or `s3://bucket/path`, `gs://...`, `file://...`, or any other URL that fsspec knows. Keys of
+            buckets are taken as they are, with spaces and percent signs. A query may set what pyarrow's file system
+            takes: `s3://KEY:SECRET@bucket/path?endpoint_override=HOST:PORT&scheme=http`.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -65,12 +84,16 @@ class Store:
             root = without_password(self.uri).partition("?")[0].rstrip("/")
             where = f"{root}/{name}" if name else root
             cause = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, NotImplementedError):
+                cause = "this kind of place cannot do that"
+            cause = cause.replace(self.uri, without_password(self.uri))
             told = f"{where} cannot be {done} ({cause}); check the place, its space and your rights."
             raise StorageError(told) from error
 
     def uri_of(self, name: str) -> str:
         """The URI of a file, for those who open it by themselves."""
         root, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        name = quote(name) if root.startswith("file://") else name
         return f"{root.rstrip('/')}/{name}{mark}{query}"
 
     def local_path(self, name: str = "") -> Path:
@@ -209,15 +232,42 @@ class Store:
 
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system that holds a URI, and the path in it: pyarrow's where it has one, else fsspec's."""
-    if "://" not in uri:
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
-    try:
+    place, _, query = rest.partition("?")
+    if scheme == "file" and place.startswith("/"):
+        return pafs.LocalFileSystem(), str(Path(unquote(place)))
+    owner, _, key = place.partition("/")
+    if scheme == "s3":
+        return _s3(owner, query), str(PurePosixPath(owner.rpartition("@")[2], key))
+    if scheme in {"gs", "gcs"}:
+        asked = query if "retry_limit_seconds" in query else "&".join(filter(None, (query, _GCS_PATIENCE)))
+        system, bucket = pafs.FileSystem.from_uri(f"{scheme}://{owner}?{asked}")
+        return system, str(PurePosixPath(bucket, key))
+    if scheme in _ARROWS_OWN:
         system, path = pafs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid as error:
-        if "unrecognized" not in str(error).lower():
-            raise
-        return _by_fsspec(uri)
-    return system, path
+        return system, path
+    return _by_fsspec(uri)
+
+
+def _s3(owner: str, query: str) -> pafs.FileSystem:
+    """The service that holds a bucket. `owner` is what stands before the first slash: `KEY:SECRET@bucket`."""
+    login, _, bucket = owner.rpartition("@")
+    user, _, secret = login.partition(":")
+    options: dict[str, Any] = dict(_S3_PATIENCE)
+    try:
+        for name, text in parse_qsl(query, keep_blank_values=True):
+            if name not in _S3_OPTIONS:
+                raise ValueError(f"{name} is none of {', '.join(sorted(_S3_OPTIONS))}")
+            options[name] = _S3_OPTIONS[name](text)
+        if login:
+            options |= {"access_key": unquote(user), "secret_key": unquote(secret)}
+        if not {"region", "endpoint_override"} & options.keys() and "AWS_ENDPOINT_URL" not in os.environ:
+            options["region"] = pafs.resolve_s3_region(bucket)
+        return pafs.S3FileSystem(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS))
+    except ValueError as error:
+        raise StorageError(f"s3://{bucket} cannot be opened ({error}); check its URI.") from None
 
 
 def _by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -226,5 +276,6 @@ def _by_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         system, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
-        raise StorageError(f"{uri} cannot be opened ({error}); install what fsspec needs for it.") from None
+        told = f"{without_password(uri)} cannot be opened ({error}); install what fsspec needs for it."
+        raise StorageError(told) from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path

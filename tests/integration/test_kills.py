@@ -1,0 +1,141 @@
+"""Whatever is killed, and whenever: after the last start the output is that of an undisturbed run, row for row."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clips import clip
+from tests.portraits import filmed
+from unmask.products import Products
+from unmask.storage import Store
+
+ROOT = Path(__file__).parents[2]
+VIDEOS, KILLS = 48, 20
+# Titles that Ray gives its processes, and the decoder's command line.
+VICTIMS = {
+    "decode worker": re.compile(r"^ray::.*decode_shards"),
+    "actor": re.compile(r"^ray::.*(MapWorker|Stage)"),
+    "assembly": re.compile(r"^ray::AssemblyActor"),
+    "decoder": re.compile(r"-m\0?\s*pipelines\.decoder"),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kills")
+    for kind in ("real", "fake"):
+        (folder / kind).mkdir()
+    images = list(filmed(60))
+    for n in range(VIDEOS):
+        kind = "fake" if n % 2 else "real"
+        clip(folder / kind / f"{n:03d}", frames=24, images=images[n % 30 : n % 30 + 24], width=320, height=240)
+    (folder / "fake" / "not-a-video.mp4").write_text("no")
+    return folder
+
+
+def start(dataset: Path, out: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "pipelines.preprocess", str(dataset), "--out", str(out), "--every", "4"]
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--shard-videos", "4", "--embed", "mobilenetv3_small_050", "--no-pretrained"],
+            cwd=ROOT,
+            stderr=log,
+            stdout=log,
+            # A cluster of one's own, whatever surrounds the test.
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        )
+
+
+def children(root: int) -> Iterator[tuple[int, str]]:
+    """All processes below one: their ids and command lines."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        parents.setdefault(parent, []).append(int(stat.parent.name))
+    pending = [root]
+    while pending:
+        for pid in parents.get(pending.pop(), []):
+            pending.append(pid)
+            try:
+                yield pid, Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+            except OSError:
+                continue
+
+
+def kill(driver: int, what: str) -> bool:
+    """Kill one process of a kind below the driver, if there is one."""
+    for pid, title in children(driver):
+        if VICTIMS[what].search(title):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            return True
+    return False
+
+
+def rows(out: Path, table: str) -> list[dict[str, Any]]:
+    store = Store(out)
+    return [row for s in Products(store).shards() for row in store.read_table(f"{table}/{s:05d}.parquet").to_pylist()]
+
+
+def commits(out: Path) -> int:
+    """A number that grows with the work that is done."""
+    whole = len(list(out.glob("videos/*.parquet")))
+    return whole * 5 + len(list(out.glob("state/*/*.arrow")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_twenty_kills_change_nothing(dataset: Path, tmp_path: Path) -> None:
+    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
+    assert start(dataset, calm).wait(600) == 1  # one file is no video
+    rng = random.Random(3)
+    tick = threading.Event()
+    done: list[str] = []
+    driver = start(dataset, stormy)
+    try:
+        seen = 0
+        while driver.poll() is None:
+            tick.wait(0.05)
+            if len(done) == KILLS or commits(stormy) <= seen:
+                continue
+            tick.wait(rng.uniform(0, 0.5))
+            what = rng.choice([*VICTIMS, "driver"])
+            if what == "driver":
+                below = [pid for pid, _ in children(driver.pid)]
+                driver.kill()
+                driver.wait(60)
+                # Its Ray ends by itself.
+                while any(Path(f"/proc/{pid}").exists() for pid in below):
+                    tick.wait(0.1)
+                driver = start(dataset, stormy)
+            elif not kill(driver.pid, what):
+                continue
+            done.append(what)
+            seen = commits(stormy)
+        assert driver.returncode == 1
+    finally:
+        driver.kill()
+        driver.wait(60)
+    print(f"killed: {done}")
+    assert len(done) >= KILLS * 3 // 4
+    (features,) = {f"features/{p.parent.name}" for p in calm.glob("features/*/*.parquet")}
+    for table in ("videos", "faces", features):
+        assert rows(stormy, table) == rows(calm, table)
+    crops = {p.name: p.read_bytes() for p in calm.glob("crops/*.tar")}
+    assert {p.name: p.read_bytes() for p in stormy.glob("crops/*.tar")} == crops
+    assert not list(stormy.rglob("*.part"))
+    assert not list(stormy.glob("state/*/"))
