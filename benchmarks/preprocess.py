@@ -1,10 +1,11 @@
 """`unmask preprocess` against what people do today, against Ray Data used plainly, and against its own core.
 
-Detect and crop, 32 frames a video, on the clips of ../shared/videos repeated under new names; two processes for everyone.
+Detect and crop, 32 frames a video, on the clips of ../shared/videos repeated under new names; two processes for all.
 
 stream       `unmask preprocess`, by default and with `--fused`. Steady: without the first and the last round of clips
-             (of three or more), when pipelines fill and run dry. Whole: with the start of Python and of Ray, and their end.
-pool         peer: Unmask's core functions in a warm pool of processes, without Ray: decode, detect, crop, PNG, a file a video.
+             (of three or more), when pipelines fill and run dry. Whole: with the start and end of Python and Ray.
+pool         peer: Unmask's core functions in a warm pool of processes, without Ray: decode, detect, crop, PNG, a file
+             a video.
 script       peer: OpenCV decodes all frames, facenet-pytorch looks at each at half size, crops of every tenth as PNG.
              Measured on the first frames of each clip and extrapolated by frame.
 map_batches  peer: Ray Data; 32 frames a video as RGB rows, `map_batches` of a facenet-pytorch actor at full size.
@@ -52,7 +53,7 @@ _KINDS = {
     "ray::_": "Ray's helpers",
     "ray::ActorLocation": "Ray's helpers",
     "ray::": "idle workers",
-    "multiprocessing": "actors",
+    "multiprocessing": "workers",
     "": "Ray itself",
 }
 
@@ -89,11 +90,11 @@ class Watch(threading.Thread):
 
     def _sample(self) -> None:
         parents, found = {}, {}
-        for name in os.listdir("/proc"):
-            if name.isdigit():
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
                 with suppress(OSError, ValueError, IndexError):
-                    fields = _stat(int(name))
-                    parents[int(name)], found[int(name)] = int(fields[1]), fields
+                    pid, fields = int(entry.name), _stat(int(entry.name))
+                    parents[pid], found[pid] = int(fields[1]), fields
         known = {self._root, *self._processes}
         while more := {pid for pid, parent in parents.items() if parent in known} - known:
             known |= more
@@ -101,7 +102,7 @@ class Watch(threading.Thread):
             process = self._processes.setdefault(pid, _Process("", int(found[pid][19])))
             process.cpu_s = (int(found[pid][11]) + int(found[pid][12])) / _TICKS
             with suppress(OSError):
-                process.kind = min(process.kind or "ray::", _kind(pid), key=_rank) if pid != self._root else "driver"
+                process.kind = min(process.kind, _kind(pid), key=_rank) if pid != self._root else "driver"
         self._samples.append((time.time(), {pid: p.cpu_s for pid, p in self._processes.items()}, _busy_s()))
 
     def spent(self, start_s: float, stop_s: float) -> dict[str, float]:
@@ -308,7 +309,7 @@ def _enlarge(clip: Path, target: Path) -> None:
         for number, frame in enumerate(source.decode(video=0)):
             if number == _LARGE_FRAMES:
                 break
-            large = frame.reformat(*_LARGE, format="yuv420p")
+            large = frame.reformat(width=_LARGE[0], height=_LARGE[1], format="yuv420p")
             large.pts, large.time_base = number, Fraction(1, 30)
             sink.mux(out.encode(large))
         sink.mux(out.encode(None))

@@ -1,5 +1,6 @@
 """The Ray that a run works on: the cluster that it was submitted to or told of, or one of its own that ends with it."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -89,6 +90,8 @@ def _connect(address: str | None, scratch: str | None, cpus: int | None) -> None
             return
         except Exception as error:  # of any class
             ray.shutdown()
+            if scratch is not None:
+                _end_daemons(scratch)
             if address is None and not is_last:
                 continue
             cause = " ".join(str(error).split())[:200]
@@ -97,6 +100,15 @@ def _connect(address: str | None, scratch: str | None, cpus: int | None) -> None
                 if address
                 else f"Ray cannot be started on this machine ({cause}); see what else runs there, or give --address"
             ) from None
+
+
+def _end_daemons(scratch: str) -> None:
+    """Kill what a Ray that never came up has left behind: the processes that were told of its folder."""
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            pid = int(line.parent.name)
+            if pid != os.getpid() and scratch.encode() in line.read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
