@@ -11,7 +11,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipelines.config import Job
 from pipelines.manifest import MANIFEST, Video
 from pipelines.parcels import FrameNote, Outcome, Part
-from pipelines.units import Unit, committed, is_whole, read_unit, state_folder
+from pipelines.units import Unit, committed, is_whole, read_unit, state_folder, without_crops
 from unmask.errors import MediaError, Reason, StorageError
 from unmask.inputs import without_password
 from unmask.products import FACES, RESULTS, features_schema, shard_name
@@ -146,10 +146,11 @@ class Assembler:
                 mine = parts.get(position, [])
                 if not mine or not is_whole(mine):
                     raise StorageError(f"{self._store.uri}/{state_folder(shard)} misses batches of {video.video}.")
-                units = [read_unit(self._store, found.parts[part][1]) for part in mine]
-                self._add_video(tables, video, units, packer)
+                self._add_video(tables, video, [found.parts[part][1] for part in mine], packer)
         self._write(shard, tables)
-        self._store.delete_folder(state_folder(shard))
+        with suppress(StorageError):
+            # A task that Ray runs again may write there just now; the run's end sweeps up.
+            self._store.delete_folder(state_folder(shard))
         return [(row["status"], row["reason"]) for row in tables.videos]
 
     def _packer(self, shard: int, stack: ExitStack) -> _Packer | None:
@@ -181,11 +182,14 @@ class Assembler:
         if self._judge is not None:
             tables.scores.append(self._judge.failed(video, MediaError(outcome.reason, outcome.message)))
 
-    def _add_video(self, tables: _Tables, video: Video, units: list[Unit], packer: _Packer | None) -> None:
+    def _add_video(self, tables: _Tables, video: Video, names: list[str], packer: _Packer | None) -> None:
+        # The crops of a long video do not fit into memory: they are read again when they are packed, batch by batch.
+        units = [without_crops(read_unit(self._store, name)) for name in names]
         frames = [(note, table) for unit in units for note, table in _by_frame(unit)]
         faces = pa.concat_tables([unit.faces for unit in units]).replace_schema_metadata(None)
         tracks, gaps = _tracked(frames)
-        tables.faces.append(self._faces(video, faces, tracks, gaps, packer))
+        packed = list(self._packed(video, names, packer)) if packer else [(None, None, None, None)] * len(faces)
+        tables.faces.append(self._faces(video, faces, tracks, gaps, packed))
         for n, into in enumerate(tables.features):
             into.append(_features(video, faces, n, self._dims[n]))
         notes = [note for note, _ in frames]
@@ -215,22 +219,28 @@ class Assembler:
             tables.scores.append(self._judge.scored(video, units[0].content_id, info, seen))
 
     def _faces(
-        self, video: Video, faces: pa.Table, tracks: list[int | None], gaps: list[bool], packer: _Packer | None
+        self,
+        video: Video,
+        faces: pa.Table,
+        tracks: list[int | None],
+        gaps: list[bool],
+        packed: Sequence[tuple[str | None, str | None, int | None, int | None]],
     ) -> pa.Table:
         count = len(faces)
-        columns = {name: faces[name] for name in faces.column_names if name in FACES.names and name != "crop"}
+        columns = {name: faces[name] for name in faces.column_names if name in FACES.names}
         columns["video"] = pa.array([video.video] * count, pa.string())
         columns["track"] = pa.array(tracks, pa.int32())
         columns["after_gap"] = pa.array(gaps, pa.bool_())
         columns["model"] = pa.array([self._detector] * count, pa.string())
-        packed = [self._pack(video, row, packer) for row in faces.to_pylist()] if packer else [(None,) * 4] * count
-        for name, values in zip(
-            ("crop", "crop_file", "crop_offset", "crop_bytes"),
-            zip(*packed, strict=True) if packed else [()] * 4,
-            strict=True,
-        ):
-            columns[name] = pa.array(values, FACES.field(name).type)
+        for n, name in enumerate(("crop", "crop_file", "crop_offset", "crop_bytes")):
+            columns[name] = pa.array([where[n] for where in packed], FACES.field(name).type)
         return pa.table([columns[name] for name in FACES.names], schema=FACES)
+
+    def _packed(self, video: Video, names: Sequence[str], packer: _Packer) -> Iterator[tuple[str, str, int, int]]:
+        """Put the crops of a video where they belong: name, file, offset, bytes of each."""
+        for name in names:
+            for row in read_unit(self._store, name).faces.to_pylist():
+                yield self._pack(video, row, packer)
 
     def _pack(self, video: Video, row: Mapping[str, Any], packer: _Packer) -> tuple[str, str, int, int]:
         assert self._job.crops is not None

@@ -24,6 +24,7 @@ from pipelines.work import Work
 from unmask.errors import Reason, StorageError, UnmaskError
 from unmask.inputs import Source, content_id, fetched
 from unmask.plan import Sampling, is_dense
+from unmask.products import shard_name
 from unmask.storage import Store
 from unmask.video import Missing
 
@@ -69,6 +70,9 @@ class _Shard:
         self._sources = SourceFaces(work) if work.job.boxes_from_source else None
 
     def parcels(self) -> Iterator[pa.Table]:
+        """What is still to be done, and what is known of the rest."""
+        if self._work.store.exists(shard_name("videos", self._shard)):
+            return  # assembled, while Ray thought that this task must be run again
         known, known_outcomes = self._found.before(self._work.run)
         ended = self._found.ended(self._work.run)
         if known or known_outcomes:

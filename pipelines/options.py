@@ -25,6 +25,7 @@ __all__ = [
     "MaxBatch",
     "MetricsPort",
     "Resume",
+    "RetryFailed",
     "Scale",
     "ShardVideos",
     "Thresholds",
@@ -52,6 +53,7 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="Of a Ray cluster; by default that of RAY_ADDRESS, or a Ray of its own."),
 ]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Work again on shards with videos that failed.")]
 MetricsPort = Annotated[int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics here.")]
 DecodeTasks = Annotated[
     int | None, typer.Option("--decode-tasks", help="Videos decoded at once.", rich_help_panel=_POOLS)
@@ -136,6 +138,7 @@ def run_options(
     dataset: str | None,
     shard_videos: int | None,
     resume: bool,
+    retry_failed: bool,
     address: str | None,
     device: str,
     metrics_port: int | None,
@@ -148,6 +151,7 @@ def run_options(
         pools=pools,
         shard_videos=shard_videos,
         resume=resume,
+        retry_failed=retry_failed,
         address=address,
         device=device,
         metrics_port=metrics_port,

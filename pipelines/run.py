@@ -18,7 +18,7 @@ from pipelines.progress import Progress, summary
 from pipelines.shards import Shards, default_size
 from pipelines.work import MANIFEST_FILE, Work
 from unmask.errors import UsageError
-from unmask.products import Products
+from unmask.products import Products, shard_name
 from unmask.storage import Store
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class RunOptions:
     """Videos of a shard; None decides by their number."""
     resume: bool = True
     """Continue what lies at the output."""
+    retry_failed: bool = False
+    """Work again on shards that have videos which failed or were quarantined."""
     address: str | None = None
     """Of a Ray cluster; None starts one on this machine, unless a job runs on one."""
     device: str = "auto"
@@ -83,6 +85,8 @@ def run(
     work = prepare(uri, out, job, options, say=say)
     make_folds(work, extras, say)
     products = Products(work.store)
+    if options.retry_failed:
+        _reopen(products)
     whole = products.shards()
     progress = Progress(
         videos=work.shards.videos,
@@ -101,6 +105,7 @@ def run(
             with ray_session(options.address) as cluster, Display(progress) as display:
                 if len(whole) < len(work.shards):
                     run_stream(work, options.pools, cluster, _events(progress, metrics, display))
+                    work.store.delete_folder("state")
                 if extras.needs_cluster:
                     from pipelines.after import make_copies, make_masks
 
@@ -237,8 +242,18 @@ def _events(progress: Progress, metrics: Metrics, display: Display) -> "Events":
 
 def _failed(products: Products) -> int:
     """Videos of the whole output that gave nothing because of an error."""
-    failed = 0
+    return sum(_failed_in(products, shard) for shard in products.shards())
+
+
+def _failed_in(products: Products, shard: int) -> int:
+    statuses = products.store.read_table(shard_name("videos", shard), ["status"])["status"].to_pylist()
+    return sum(status in _NOT_GIVEN for status in statuses)
+
+
+def _reopen(products: Products) -> None:
+    """Make shards with failed videos count as not done."""
     for shard in products.shards():
-        statuses = products.store.read_table(f"videos/{shard:05d}.parquet", ["status"])["status"].to_pylist()
-        failed += sum(status in _NOT_GIVEN for status in statuses)
-    return failed
+        if _failed_in(products, shard):
+            products.store.delete(shard_name("videos", shard))
+            for name in ("results.jsonl", "submission.csv"):
+                products.store.delete(name)

@@ -28,7 +28,7 @@ from pipelines.parcels import Parcel, from_row
 from pipelines.session import Cluster
 from pipelines.stage import FusedStage, Stage
 from pipelines.work import Work
-from unmask.errors import Reason, StorageError, UnmaskError
+from unmask.errors import Reason, StorageError, UnmaskError, UsageError
 from unmask.products import Products
 
 __all__ = ["Events", "run_stream"]
@@ -139,12 +139,22 @@ def _graph(
     tasks = pools.decode_tasks or max(int(cluster.cpus), 1)
     source = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])
     if pools.fused:
+        gpus = _gpus(pools.detect_gpus, cluster, share=0.25)
+        count = pools.detect_actors or (_count(cluster, gpus) if gpus else tasks)
+        _check_demand(cluster, count * (pools.detect_cpus + pools.decode_cpus))
         stream = source.map_batches(
             FusedStage,
             fn_constructor_kwargs={"work": work, "ledger": ledger},
-            **_actors(tasks, pools.detect_cpus + pools.decode_cpus, _gpus(pools.detect_gpus, cluster)),
+            **_actors(count, pools.detect_cpus + pools.decode_cpus, gpus),
         )
         return _tables(stream)
+    detect_gpus = _gpus(pools.detect_gpus, cluster, share=0.5 if work.plans else 1.0)
+    detectors = pools.detect_actors or _count(cluster, detect_gpus)
+    embed_gpus = _gpus(pools.embed_gpus, cluster, share=0.5)
+    per_cpu = max(int(cluster.cpus / 2), 1)
+    embedders = (pools.embed_actors or (_count(cluster, embed_gpus) if embed_gpus else per_cpu)) if work.plans else 0
+    # Of the tasks one is enough to get on.
+    _check_demand(cluster, pools.decode_cpus + detectors * pools.detect_cpus + embedders * pools.embed_cpus)
     stream = source.map_batches(
         decode,
         fn_kwargs={"work": replace(work, plans=())},  # so that its processes need not import PyTorch
@@ -154,22 +164,27 @@ def _graph(
         compute=ray.data.TaskPoolStrategy(min(tasks, len(pending))),
         num_cpus=pools.decode_cpus,
     )
-    detect_gpus = _gpus(pools.detect_gpus, cluster, share=0.5 if work.plans else 1.0)
     last = () if work.plans else ("commit",)
     stream = stream.map_batches(
         Stage,
         fn_constructor_kwargs={"work": work, "ledger": ledger, "steps": ("detect", *last)},
-        **_actors(pools.detect_actors or _count(cluster, detect_gpus), pools.detect_cpus, detect_gpus),
+        **_actors(detectors, pools.detect_cpus, detect_gpus),
     )
     if work.plans:
-        embed_gpus = _gpus(pools.embed_gpus, cluster, share=0.5)
-        count = pools.embed_actors or (_count(cluster, embed_gpus) if embed_gpus else max(int(cluster.cpus / 2), 1))
         stream = stream.map_batches(
             Stage,
             fn_constructor_kwargs={"work": work, "ledger": ledger, "steps": ("embed", "commit")},
-            **_actors(count, pools.embed_cpus, embed_gpus),
+            **_actors(embedders, pools.embed_cpus, embed_gpus),
         )
     return _tables(stream)
+
+
+def _check_demand(cluster: Cluster, cpus: float) -> None:
+    """Pools that a machine of one's own cannot hold would wait for ever; a cluster may grow."""
+    if cluster.is_own and cpus > cluster.cpus + 1e-6:
+        raise UsageError(
+            f"The pools hold {cpus:g} CPUs and this machine has {cluster.cpus:g}; ask for fewer actors, or less of each"
+        )
 
 
 def _tables(stream: Any) -> Iterator[pa.Table]:

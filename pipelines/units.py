@@ -9,7 +9,7 @@ Axes: D features.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,7 +22,7 @@ from unmask.products import FACES
 from unmask.records import VideoInfo
 from unmask.storage import Store
 
-__all__ = ["Committed", "Unit", "commit", "committed", "is_whole", "read_unit", "state_folder"]
+__all__ = ["Committed", "Unit", "commit", "committed", "is_whole", "read_unit", "state_folder", "without_crops"]
 
 _UNIT = re.compile(r"r(\d+)-(\d+)\.(\d+)-(\d+)\.(\d+)-(\d+)\.arrow")
 _NEWS = re.compile(r"r(\d+)-news-(\d+)\.json")
@@ -134,6 +134,11 @@ def read_unit(store: Store, name: str) -> Unit:
         ],
         faces=table,
     )
+
+
+def without_crops(unit: Unit) -> Unit:
+    """The same, but for what takes the most memory."""
+    return replace(unit, faces=unit.faces.drop_columns(["crop"]))
 
 
 def _table(parcel: Parcel) -> pa.Table:

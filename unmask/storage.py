@@ -142,9 +142,10 @@ class Store:
         with self._telling("written", name):
             if self.is_local:
                 path = self.local_path(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as beside:
-                    beside.write_bytes(data)
+                try:
+                    _write(path, data)
+                except FileNotFoundError:
+                    _write(path, data)  # somebody removed the folder in between
                 return
             system, path_there = self._place(name)
             with system.open_output_stream(path_there) as stream:
@@ -228,6 +229,12 @@ class Store:
         self.write(name, b"unmask")
         self.read(name)
         self.delete(name)
+
+
+def _write(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        beside.write_bytes(data)
 
 
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
