@@ -21,6 +21,7 @@ import argparse
 import bisect
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -179,25 +180,8 @@ def _run(name: str, arguments: dict[str, Any], *, videos: int, edge: int) -> Run
         edge: Share of them at the start, and at the end, that is not in the steady part; 0: from the first to the last.
     """
     began_s = time.time()
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.preprocess_peers", name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if name != "pool" else None,
-        text=True,
-    )
-    watch = Watch(process.pid)
-    watch.start()
-    try:
-        output, _ = process.communicate(json.dumps(arguments))
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(30)
-        watch.end()
+    output, watch = _watched(name, arguments)
     ended_s = time.time()
-    if process.returncode:
-        raise SystemExit(f"{name} ended with status {process.returncode}")
     said = json.loads(output.splitlines()[-1])
     times = sorted(said.pop("finished_s"))
     skip = len(times) * edge // videos
@@ -212,6 +196,32 @@ def _run(name: str, arguments: dict[str, Any], *, videos: int, edge: int) -> Run
         first_s=times[0] - began_s,
         all_videos=videos,
     )
+
+
+def _watched(name: str, arguments: dict[str, Any]) -> tuple[str, Watch]:
+    """What the contender prints, and what was seen of it."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.preprocess_peers", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        watch = Watch(process.pid)
+        watch.start()
+        try:
+            output, _ = process.communicate(json.dumps(arguments))
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(30)
+            watch.end()
+        if process.returncode:
+            errors.seek(0)
+            told = "\n".join(errors.read().decode(errors="replace").splitlines()[-20:])
+            raise SystemExit(f"{name} ended with status {process.returncode}:\n{told}")
+    return output, watch
 
 
 @dataclass(slots=True)
@@ -247,14 +257,15 @@ class Bench:
         if name == "cached":
             self._measure_cached()
             return
-        run = {
+        measured: dict[str, Callable[[], Run]] = {
             "stream": lambda: self._stream(),
             "fused": lambda: self._stream("--fused"),
             "2160p": self._large,
             "pool": lambda: self._peer("pool", sorted((self.dataset() / "real").iterdir()), edge=self._edge),
             "script": lambda: self._peer("script", self.clips, frames=self.script_frames),
             "map_batches": lambda: self._peer("map_batches", self.clips),
-        }[name]()
+        }
+        run = measured[name]()
         self.runs.setdefault(name, []).append(run)
         _tell(name, run)
 
@@ -316,6 +327,13 @@ def _enlarge(clip: Path, target: Path) -> None:
 
 
 def _tell(name: str, run: Run) -> None:
+    if name == "script":
+        rate, cpu_s = _script_pace(run)
+        read, total = (sum(clip[what] for clip in run.said["clips"]) for what in ("frames", "of"))
+        print(
+            f"{name:12} {rate:6.2f} videos/min, {cpu_s:.1f} CPU s a video, extrapolated from {read} of {total} frames"
+        )
+        return
     shares = sorted(((k, v) for k, v in run.steady_cpu.items() if k not in {"all", "others"}), key=lambda kv: -kv[1])
     print(
         f"{name:12} steady {run.rate:6.1f} videos/min over {run.videos:.0f} videos in {run.steady_s:.1f} s, "
@@ -420,6 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--script-frames", type=int, default=20, help="frames of each clip for the usual script")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends, too
     clips = sorted(CLIPS.rglob("*.mp4"))
     if not clips:
         print(

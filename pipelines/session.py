@@ -1,6 +1,7 @@
 """The Ray that a run works on: the cluster that it was submitted to or told of, or one of its own that ends with it."""
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -93,6 +94,8 @@ def _connect(address: str | None, scratch: str | None, cpus: int | None) -> None
             if scratch is not None:
                 _end_daemons(scratch)
             if address is None and not is_last:
+                del error
+                gc.collect()  # else Python complains of these processes later
                 continue
             cause = " ".join(str(error).split())[:200]
             raise UsageError(

@@ -56,7 +56,7 @@ class Store:
         self._opened: tuple[pafs.FileSystem, str] | None = None
 
     def __repr__(self) -> str:
-        return f"Store({self.uri!r})"
+        return f"Store({self.shown!r})"
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
         return Store, (self.uri,)
@@ -65,6 +65,11 @@ class Store:
     def is_local(self) -> bool:
         """Whether the files lie in a folder of this machine (or one that it mounts)."""
         return "://" not in self.uri or self.uri.startswith("file://")
+
+    @property
+    def shown(self) -> str:
+        """The URI as people may see it: without user, password and query."""
+        return without_password(self.uri).partition("?")[0].rstrip("/") if "://" in self.uri else self.uri
 
     def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
         if self._opened is None:
@@ -81,8 +86,7 @@ class Store:
         except StorageError:
             raise
         except _FAILURES as error:
-            root = without_password(self.uri).partition("?")[0].rstrip("/")
-            where = f"{root}/{name}" if name else root
+            where = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
             cause = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, NotImplementedError):
                 cause = "this kind of place cannot do that"

@@ -105,7 +105,7 @@ def test_a_bucket_that_is_not_there_is_said(query: str) -> None:
 def rows(store: Store, table: str) -> list[dict[str, Any]]:
     """All rows of a table, without what tells where the videos and the output lie."""
     tables = [store.read_table(f"{table}/{shard:05d}.parquet") for shard in Products(store).shards()]
-    found = pa.concat_tables(tables).to_pylist()
+    found: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist()
     for row in found:
         for changing in ("uri", "config", "message"):
             row.pop(changing, None)

@@ -178,6 +178,19 @@ def test_a_query_stays_at_the_end_of_a_uri() -> None:
     assert not store.is_local
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://key:hunter2@bucket/out/?scheme=http", "s3://bucket/out"),
+        ("file:///a%20b", "file:///a%20b"),
+        ("/a?b", "/a?b"),
+    ],
+)
+def test_people_see_no_password(uri: str, shown: str) -> None:
+    assert Store(uri).shown == shown
+    assert repr(Store(uri)) == f"Store({shown!r})"
+
+
 MISSING: dict[str, Callable[[Store], object]] = {
     "read": lambda store: store.read("a/missing"),
     "open": lambda store: store.open("a/missing"),
