@@ -214,8 +214,9 @@ def _watched(name: str, arguments: dict[str, Any]) -> tuple[str, Watch]:
             output, _ = process.communicate(json.dumps(arguments))
         finally:
             if process.poll() is None:
-                process.terminate()
-                process.wait(30)
+                process.send_signal(signal.SIGINT)  # which lets Ray clear its folder away
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
             watch.end()
         if process.returncode:
             errors.seek(0)
@@ -430,7 +431,7 @@ def _compare(table: Table, ours: str, runs: dict[str, list[Run]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, and print a table of goals; 1 where one is missed."""
+    """Measure, and print a table of goals; 2 where there are no clips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4, help="how often the stream and the pool see each clip")
     parser.add_argument("--clips", type=int, default=99, help="take only so many of the clips, evenly chosen")

@@ -9,16 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
 from pipelines.decode import decode_shards
-from pipelines.detect import Detector
 from pipelines.ledger import begin, end
 from pipelines.parcels import Outcome, Parcel, from_row, to_row
 from pipelines.progress import Receipt
 from pipelines.units import commit
 from pipelines.work import Work
-from unmask.devices import select_device
 from unmask.errors import Reason, StorageError
 
 if TYPE_CHECKING:
@@ -39,6 +36,12 @@ class Stage:
     """
 
     def __init__(self, work: Work, ledger: Any, steps: tuple[str, ...]) -> None:
+        # Here, since the driver knows this class and has no need of PyTorch.
+        import torch
+
+        from pipelines.detect import Detector
+        from unmask.devices import select_device
+
         self._work, self._ledger, self._steps = work, ledger, steps
         device = select_device(work.device)
         if device.type == "cpu":

@@ -92,7 +92,7 @@ def test_exports_lie_there(out: Path) -> None:
     dfdc = out / "exports" / "dfdc"
     boxes = json.loads((dfdc / "boxes" / "000.json").read_text())
     real = faces_of(out, REAL)
-    np.testing.assert_allclose(boxes[str(real[0]["frame"])][0], np.array(real[0]["box"]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(boxes[str(real[0]["frame"])][0], np.array(real[0]["box"]) / 2, atol=1e-3)
     with (dfdc / "folds.csv").open() as file:
         table = list(csv.DictReader(file))
     assert {row["video"] for row in table} == {"000", "101", "000_003", "101_102"}
