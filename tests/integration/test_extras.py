@@ -98,8 +98,9 @@ def test_exports_lie_there(out: Path) -> None:
     assert {row["video"] for row in table} == {"000", "101", "000_003", "101_102"}
     for row in table:
         assert (dfdc / "crops" / row["video"] / row["file"]).is_file()
-    (listing,) = (out / "exports" / "deepfakebench").rglob("*.json")
-    assert "FF-DF" in listing.read_text()
+    listings = {p.stem: p.read_text() for p in (out / "exports" / "deepfakebench").rglob("*.json")}
+    assert "000_003" in listings["FF-DF"]
+    assert "FF-DF" in listings["FaceForensics++"]
 
 
 def test_more_can_be_asked_of_a_finished_run_and_nothing_is_done_twice(out: Path, pairs: Path) -> None:

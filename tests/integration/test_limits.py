@@ -82,6 +82,8 @@ def grow(disk: Path, size: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
+# Ray Data's, where all that is left to do is to assemble one shard.
+@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning")
 @pytest.mark.parametrize(
     ("share", "shard_videos"), [(0.4, 4), (1.4, 100)], ids=["in-the-stream", "while-shards-are-assembled"]
 )
