@@ -145,7 +145,7 @@ class Assembler:
                     continue
                 mine = parts.get(position, [])
                 if not mine or not is_whole(mine):
-                    raise StorageError(f"{self._store.uri}/{state_folder(shard)} misses batches of {video.video}.")
+                    raise StorageError(f"{self._store.shown}/{state_folder(shard)} misses batches of {video.video}.")
                 self._add_video(tables, video, [found.parts[part][1] for part in mine], packer)
         self._write(shard, tables)
         with suppress(StorageError):

@@ -15,6 +15,7 @@ from unmask.scoring import ScoringOptions
 from unmask.storage import Store
 
 __all__ = [
+    "DEFAULT_BATCH_MB",
     "FACENET",
     "CropOptions",
     "DetectorOptions",
@@ -35,6 +36,9 @@ Scale = float | Literal["auto"]
 
 FACENET = "facenet"
 """The name of the face encodings (InceptionResnetV1, Schroff et al. 2015; weights: VGGFace2 or CASIA-WebFace)."""
+
+DEFAULT_BATCH_MB = 64
+"""Frames that travel together: large enough to give each block seconds of work, small enough for any object store."""
 
 # Of the format of the output. Outputs of another are not continued.
 _FORMAT = 1
@@ -146,8 +150,8 @@ class Pools:
     embed_gpus: float | None = None
     fused: bool = False
     """Decode, detect and embed in one actor: frames do not cross between processes."""
-    max_batch_mb: int = 64
-    """The most that the frames which travel together may weigh, in MiB."""
+    max_batch_mb: int | None = None
+    """The most that the frames which travel together may weigh, in MiB; None for 64, or what the output began with."""
     decode_timeout_s: float = 60.0
     """A decoder that answers nothing for so long is stopped."""
 
@@ -163,7 +167,7 @@ class Pools:
         if len({self.decode_cpus, self.detect_cpus}) == 1:
             # Ray Data joins stages of equal demands into one.
             raise UsageError("--decode-cpus and --detect-cpus must differ; to have both in one process, give --fused")
-        if self.max_batch_mb < 1 or not self.decode_timeout_s > 0:
+        if (self.max_batch_mb is not None and self.max_batch_mb < 1) or not self.decode_timeout_s > 0:
             raise UsageError("--max-batch-mb and --decode-timeout must be above 0")
 
 
@@ -220,7 +224,7 @@ def check_same(store: Store, job: Job, **more: Any) -> str:
     differing = list(_differences(recorded(store), wanted))
     if differing:
         raise UsageError(
-            f"{store.uri} was made with another configuration ({'; '.join(differing[:4])}); choose another --out, or "
+            f"{store.shown} was made with another configuration ({'; '.join(differing[:4])}); choose another --out, or "
             "the same options as before"
         )
     return digest(wanted)
@@ -235,7 +239,7 @@ def recorded(store: Store) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json.loads(store.read("job.json"))["job"]
     except (ValueError, KeyError, TypeError):
-        raise StorageError(f"{store.uri}/job.json is damaged; choose another --out or remove that one.") from None
+        raise StorageError(f"{store.shown}/job.json is damaged; choose another --out or remove that one.") from None
     return plain
 
 

@@ -205,7 +205,8 @@ class Manifest:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         folder, name = split_uri(uri)
-        self._file = Store(folder).open(name)
+        self._store, self._name = Store(folder), name
+        self._file = self._store.open(name)
         try:
             self._parquet = pq.ParquetFile(self._file)
             self._check_columns()
@@ -245,7 +246,8 @@ class Manifest:
 
     def _group(self, group: int) -> pa.Table:
         if self._cached is None or self._cached[0] != group:
-            table = self._parquet.read_row_group(group, columns=MANIFEST.names, use_threads=False)
+            with self._store.telling("read", self._name):
+                table = self._parquet.read_row_group(group, columns=MANIFEST.names, use_threads=False)
             self._cached = group, table.select(MANIFEST.names).cast(MANIFEST)
         return self._cached[1]
 

@@ -76,7 +76,8 @@ Fused = Annotated[
     typer.Option("--fused", help="Decode, detect and embed in one process each.", rich_help_panel=_POOLS),
 ]
 MaxBatch = Annotated[
-    int, typer.Option("--max-batch-mb", help="Most MiB of frames that travel together.", rich_help_panel=_POOLS)
+    int | None,
+    typer.Option("--max-batch-mb", help="Most MiB of frames that travel together [64].", rich_help_panel=_POOLS),
 ]
 DecodeTimeout = Annotated[
     float,

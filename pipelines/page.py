@@ -82,7 +82,7 @@ def write_page(store: Store, products: Products, summary: Mapping[str, Any]) -> 
         for row, video in enumerate(products.videos(shard).select(_COLUMNS).to_pylist()):
             census.add(video, shard, row)
     sheets = list(_sheets(products, census.sample()))
-    place = without_password(store.uri)
+    place = store.shown
     page = (
         _environment()
         .get_template("page.html.jinja")
@@ -285,7 +285,7 @@ def _settings(store: Store) -> list[tuple[str, str]]:
     try:
         record = json.loads(store.read("job.json"))
     except ValueError:
-        raise StorageError(f"{store.uri}/job.json is damaged; put back the one that the run began with.") from None
+        raise StorageError(f"{store.shown}/job.json is damaged; put back the one that the run began with.") from None
     return [
         (name.removeprefix("job."), _shortened(value))
         for name, value in itertools.islice(_flat(record), _SETTINGS_SHOWN)

@@ -5,10 +5,11 @@ Parcels go between processes of one run only; they hold nothing that came from o
 Axes: B bytes, H rows, W columns, C = 3 channels, D features.
 """
 
+import itertools
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -144,7 +145,14 @@ def _cell(data: memoryview | bytes) -> pa.Array:
 
 def from_row(table: pa.Table) -> Iterator[tuple[Parcel, memoryview]]:
     """The parcels of a block, and the planes of their frames, uncopied."""
-    for n in range(table.num_rows):
-        parcel = cast(Parcel, pickle.loads(table["parcel"][n].as_buffer()))  # noqa: S301  of our own process group
-        pixels: Any = memoryview(table["pixels"][n].as_buffer())
-        yield parcel, pixels
+    for heads, pixels in zip(_cells(table["parcel"]), _cells(table["pixels"]), strict=True):
+        yield cast(Parcel, pickle.loads(heads)), pixels  # noqa: S301  of our own processes
+
+
+def _cells(column: pa.ChunkedArray) -> Iterator[memoryview]:
+    """The values in place: Arrow's scalars would copy them."""
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        bounds = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        for start, stop in itertools.pairwise(bounds.tolist()):
+            yield memoryview(data)[start:stop] if data is not None else memoryview(b"")

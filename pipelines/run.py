@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import Job, Pools, check_same, detector_digest, recorded
+from pipelines.config import DEFAULT_BATCH_MB, Job, Pools, check_same, detector_digest, recorded
 from pipelines.datasets import read
 from pipelines.datasets.tree import Listing
 from pipelines.display import Display
@@ -141,17 +141,21 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
     paired_from, ordered = _ordered(listing, paired=job.boxes_from_source)
     is_new = not store.exists("job.json")
     if not is_new and not options.resume:
-        raise UsageError(f"{out} already holds a run; choose another --out, or leave --no-resume out to continue it")
+        raise UsageError(
+            f"{store.shown} already holds a run; choose another --out, or leave --no-resume out to continue it"
+        )
     counted = _Counted(ordered)
     if is_new:
         write_manifest(counted, store.uri_of(MANIFEST_FILE))
     else:
         for _ in counted:
             pass
-    before = None if is_new else recorded(store).get("shard_videos")
-    size = options.shard_videos or before or default_size(counted.videos)
+    before = {} if is_new else recorded(store)
+    size = options.shard_videos or before.get("shard_videos") or default_size(counted.videos)
+    # Batches of another size would not complete those that are committed.
+    batch_mb = options.pools.max_batch_mb or before.get("max_batch_mb") or DEFAULT_BATCH_MB
     manifest = {"videos": counted.videos, "digest": counted.digest()}
-    config = check_same(store, job, manifest=manifest, shard_videos=size)
+    config = check_same(store, job, manifest=manifest, shard_videos=size, max_batch_mb=batch_mb)
     shaping = {"sampling": job.to_json()["sampling"], "detector": detector_digest(job.detector)}
     kept = plans[: len(job.embed)]
     keys = tuple(known.key([shaping, job.boxes_from_source]) for known in kept)
@@ -172,7 +176,7 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
         detector=detector_digest(job.detector),
         dataset=listing.dataset,
         device=options.device,
-        max_batch_bytes=options.pools.max_batch_mb * 1024**2,
+        max_batch_bytes=batch_mb * 1024**2,
         decode_timeout_s=options.pools.decode_timeout_s,
         fault=options.fault,
     )

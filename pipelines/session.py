@@ -28,6 +28,8 @@ class Cluster:
 
     cpus: float
     gpus: float
+    store_bytes: float
+    """Of the object store, on all nodes together."""
     is_own: bool
     """It was started for this run."""
 
@@ -132,4 +134,9 @@ def _cluster(*, is_own: bool) -> Cluster:
     import ray
 
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return Cluster(cpus=has.get("CPU", 1.0), gpus=has.get("GPU", 0.0), is_own=is_own)
+    return Cluster(
+        cpus=has.get("CPU", 1.0),
+        gpus=has.get("GPU", 0.0),
+        store_bytes=has.get("object_store_memory", 0.0),
+        is_own=is_own,
+    )

@@ -11,7 +11,8 @@ size of blocks is one byte, and only a task that streams block by block keeps th
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,8 +34,8 @@ from unmask.products import Products
 
 __all__ = ["Events", "run_stream"]
 
-# Blocks of a task that may wait for the next stage; each is up to 64 MB.
-_AHEAD = 2
+# Blocks of a task that may wait for the next stage, where the object store has room for so many of each task.
+_AHEAD, _ROOM = 2, 16
 # Of the object store: what the stream may hold at once.
 _STORE_SHARE = 0.2
 _NO_PROGRESS_S = 900.0
@@ -91,7 +92,7 @@ def run_stream(
                 if fruitless == _PATIENCE:
                     raise UnmaskError(
                         Reason.INTERNAL,
-                        f"{len(pending)} shards of {work.store.uri} stay incomplete (the first is {pending[0]:05d}); "
+                        f"{len(pending)} shards of {work.store.shown} stay incomplete (the first is {pending[0]:05d}); "
                         "look at Ray's logs, and run again",
                     )
 
@@ -113,16 +114,17 @@ def _drain(
     """One stream over these shards."""
     book = Book(work.shards)
     ledger = start_ledger()
-    rows = _graph(work, pools, cluster, decode, ledger, pending)
-    for table in rows:
-        for parcel, _ in from_row(table):
-            if parcel.fatal is not None:
-                raise StorageError(parcel.fatal)
-            events.receipt(parcel)
-            if book.take(parcel):
-                assembly.begin(parcel.shard)
-        assembly.collect()
-        events.tick()
+    # Closed before anything else: else the stages go on, and Ray Data, finalised after Ray's end, starts a new one.
+    with contextlib.closing(_graph(work, pools, cluster, decode, ledger, pending)) as rows:
+        for table in rows:
+            for parcel, _ in from_row(table):
+                if parcel.fatal is not None:
+                    raise StorageError(parcel.fatal)
+                events.receipt(parcel)
+                if book.take(parcel):
+                    assembly.begin(parcel.shard)
+            assembly.collect()
+            events.tick()
     assembly.finish()
 
 
@@ -133,9 +135,9 @@ def _graph(
     decode: Callable[..., Iterator[pa.Table]],
     ledger: Any,
     pending: Sequence[int],
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """The receipts of a stream, as they come."""
-    _configure()
+    _configure(work, cluster, pools)
     tasks = pools.decode_tasks or max(int(cluster.cpus), 1)
     source = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])
     if pools.fused:
@@ -187,16 +189,19 @@ def _check_demand(cluster: Cluster, cpus: float) -> None:
         )
 
 
-def _tables(stream: Any) -> Iterator[pa.Table]:
+def _tables(stream: Any) -> Generator[pa.Table, None, None]:
     yield from stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def _configure() -> None:
+def _configure(work: Work, cluster: Cluster, pools: Pools) -> None:
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # of a stream with little left to do
     context = ray.data.DataContext.get_current()
     # Each row a block of its own.
     context.target_max_block_size = context.target_min_block_size = 1
     context.override_object_store_memory_limit_fraction = _STORE_SHARE
-    context._max_num_blocks_in_streaming_gen_buffer = _AHEAD
+    tasks = pools.decode_tasks or cluster.cpus
+    is_roomy = cluster.store_bytes >= _ROOM * tasks * work.max_batch_bytes
+    context._max_num_blocks_in_streaming_gen_buffer = _AHEAD if is_roomy else 1
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.enable_progress_bars = context.print_on_execution_start = context.enable_auto_log_stats = False
     for name in ("ray.data", "ray.data.dataset"):

@@ -122,7 +122,7 @@ def read_unit(store: Store, name: str) -> Unit:
         table = pa.ipc.open_file(pa.BufferReader(store.read(name))).read_all()
         said = json.loads(table.schema.metadata[b"unmask"])
     except (pa.ArrowException, KeyError, TypeError, ValueError):
-        raise StorageError(f"{store.uri}/{name} is damaged; remove it and run again.") from None
+        raise StorageError(f"{store.shown}/{name} is damaged; remove it and run again.") from None
     return Unit(
         part=Part(*said["part"]),
         info=VideoInfo(**said["info"]) if said["info"] else None,

@@ -4,6 +4,7 @@ import errno
 import functools
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -43,6 +44,8 @@ _R = TypeVar("_R")
 
 SOME_FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
+# User and password of a URL, wherever it stands in a sentence.
+_SECRET = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 DEFAULT_FRAMES = 32
 """Frames of a video that are looked at, where nothing else is said."""
 
@@ -80,8 +83,9 @@ def civil(command: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def say(message: str) -> None:
-    """Tell a person something, on standard error."""
-    err.print(f"unmask: {escape(message)}", soft_wrap=True, highlight=False)
+    """Tell a person something, on standard error; never the password of a URL."""
+    shown = _SECRET.sub(r"\1", message)
+    err.print(f"unmask: {escape(shown)}", soft_wrap=True, highlight=False)
 
 
 def print_json(plain: object) -> None:

@@ -122,12 +122,16 @@ class Products:
         try:
             for row in faces.to_pylist():
                 if row["crop"] is None:
-                    raise StorageError(f"{self.store.uri} holds no crops; preprocess with `crops` among the products.")
+                    raise StorageError(
+                        f"{self.store.shown} holds no crops; preprocess with `crops` among the products."
+                    )
                 if opened is None or opened[0] != row["crop_file"]:
                     if opened is not None:
                         opened[1].close()
                     opened = (row["crop_file"], self.store.open(row["crop_file"]))
-                yield row, self._decoded(row, opened[1].read_at(row["crop_bytes"], row["crop_offset"]))
+                with self.store.telling("read", row["crop_file"]):
+                    data = opened[1].read_at(row["crop_bytes"], row["crop_offset"])
+                yield row, self._decoded(row, data)
         finally:
             if opened is not None:
                 opened[1].close()
@@ -136,6 +140,6 @@ class Products:
         pixels = np.frombuffer(data, np.uint8)
         image = cv2.imdecode(pixels, cv2.IMREAD_COLOR) if len(pixels) else None
         if image is None:
-            where = f"{self.store.uri}/{row['crop_file']}"
+            where = f"{self.store.shown}/{row['crop_file']}"
             raise StorageError(f"{where} is damaged where {row['crop']} lies; preprocess that shard again.")
         return np.ascontiguousarray(image[..., ::-1])

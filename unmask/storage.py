@@ -73,14 +73,22 @@ class Store:
 
     def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
         if self._opened is None:
-            with self._telling("opened"):
+            with self.telling("opened"):
                 self._opened = _file_system(self.uri)
         system, root = self._opened
         return system, str(PurePosixPath(root) / name) if name else root
 
     @contextmanager
-    def _telling(self, done: str, name: str = "") -> Iterator[None]:
-        """One sentence in place of what a file system says."""
+    def telling(self, done: str, name: str = "") -> Iterator[None]:
+        """One sentence in place of what a file system says.
+
+        Args:
+            done: What was to be done with the file: read, written.
+            name: Of the file.
+
+        Raises:
+            StorageError: In place of what the block raised.
+        """
         try:
             yield
         except StorageError:
@@ -108,7 +116,7 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         system, path = self._place(name)
-        with self._telling("looked at", name):
+        with self.telling("looked at", name):
             return bool(system.get_file_info(path).type == pafs.FileType.File)
 
     def names(self, folder: str = "", *, deep: bool = False) -> list[str]:
@@ -119,7 +127,7 @@ class Store:
             deep: Those in folders inside it, too.
         """
         system, path = self._place(folder)
-        with self._telling("listed", folder):
+        with self.telling("listed", folder):
             found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=deep))
         root = self._place("")[1]
         return sorted(
@@ -129,12 +137,12 @@ class Store:
     def open(self, name: str) -> Any:
         """A file for reading at any place: a `pyarrow.NativeFile`, to be used in a `with` block."""
         system, path = self._place(name)
-        with self._telling("read", name):
+        with self.telling("read", name):
             return system.open_input_file(path)
 
     def read(self, name: str) -> bytes:
         """All of a file."""
-        with self._telling("read", name), self.open(name) as file:
+        with self.telling("read", name), self.open(name) as file:
             return bytes(file.readall())
 
     def write(self, name: str, data: bytes | memoryview | pa.Buffer) -> None:
@@ -143,7 +151,7 @@ class Store:
         Raises:
             StorageError: The place is full, read-only or cannot be reached.
         """
-        with self._telling("written", name):
+        with self.telling("written", name):
             if self.is_local:
                 path = self.local_path(name)
                 try:
@@ -163,7 +171,7 @@ class Store:
             name: Where it shall appear.
             scratch: A local folder, in case the store is not local.
         """
-        with self._telling("written", name):
+        with self.telling("written", name):
             if self.is_local:
                 path = self.local_path(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +192,7 @@ class Store:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file."""
-        with self._telling("read", name), self.open(name) as file:
+        with self.telling("read", name), self.open(name) as file:
             return pq.read_table(file, columns=columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
@@ -196,7 +204,7 @@ class Store:
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
         system, path = self._place(name)
-        with self._telling("deleted", name):
+        with self.telling("deleted", name):
             if system.get_file_info(path).type == pafs.FileType.File:
                 system.delete_file(path)
 
@@ -209,7 +217,7 @@ class Store:
     def delete_folder(self, folder: str) -> None:
         """Remove a folder and all in it, if it is there."""
         system, path = self._place(folder)
-        with self._telling("deleted", folder):
+        with self.telling("deleted", folder):
             if system.get_file_info(path).type == pafs.FileType.Directory:
                 system.delete_dir(path)
 
@@ -218,7 +226,7 @@ class Store:
         if self.is_local:
             return self.local_path()
         copy = scratch / PurePosixPath(self._place("")[1]).name
-        with self._telling("read"), self.open("") as source, copy.open("wb") as target:
+        with self.telling("read"), self.open("") as source, copy.open("wb") as target:
             while chunk := source.read(_CHUNK_BYTES):
                 target.write(chunk)
         return copy

@@ -132,7 +132,9 @@ def export_deepfakebench(
                 _write_face(out, _frame_path(place, face["frame"]), face, files.read(face))
             entries.append((split, _Entry(place, root, array("i", [face["frame"] for face in chosen]))))
     if not entries:
-        raise UsageError(f"{products.store.uri} holds no labelled face to export; give videos labels in the manifest.")
+        raise UsageError(
+            f"{products.store.shown} holds no labelled face to export; give videos labels in the manifest."
+        )
     _describe(out, dataset_name, entries)
     crops = sum(len(entry.frames) for _, entry in entries)
     return ExportCount(videos=len(entries), crops=crops, left_out=dict(left_out))

@@ -98,14 +98,14 @@ class CropFiles:
             StorageError: The run holds no crops, or this one cannot be read.
         """
         if face["crop"] is None:
-            raise StorageError(f"{self._store.uri} holds no crops; preprocess with `crops` among the products.")
+            raise StorageError(f"{self._store.shown} holds no crops; preprocess with `crops` among the products.")
         if self._opened is None or self._opened[0] != face["crop_file"]:
             if self._opened is not None:
                 self._opened[1].close()
             self._opened = (face["crop_file"], self._store.open(face["crop_file"]))
         data: bytes = self._opened[1].read_at(face["crop_bytes"], face["crop_offset"])
         if len(data) != face["crop_bytes"]:
-            raise StorageError(f"{self._store.uri}/{face['crop_file']} is cut off; remove it and preprocess again.")
+            raise StorageError(f"{self._store.shown}/{face['crop_file']} is cut off; remove it and preprocess again.")
         return data
 
 
