@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipelines.config import Job
 from pipelines.manifest import MANIFEST, Video
 from pipelines.parcels import FrameNote, Outcome, Part
-from pipelines.units import Unit, committed, is_whole, read_unit, state_folder, without_crops
+from pipelines.units import Unit, committed, is_whole, read_unit, state_folder
 from unmask.errors import MediaError, Reason, StorageError
 from unmask.inputs import without_password
 from unmask.products import FACES, RESULTS, features_schema, shard_name
@@ -184,7 +184,7 @@ class Assembler:
 
     def _add_video(self, tables: _Tables, video: Video, names: list[str], packer: _Packer | None) -> None:
         # The crops of a long video do not fit into memory: they are read again when they are packed, batch by batch.
-        units = [without_crops(read_unit(self._store, name)) for name in names]
+        units = [self._slim(read_unit(self._store, name)) for name in names]
         frames = [(note, table) for unit in units for note, table in _by_frame(unit)]
         faces = pa.concat_tables([unit.faces for unit in units]).replace_schema_metadata(None)
         tracks, gaps = _tracked(frames)
@@ -217,6 +217,14 @@ class Assembler:
         if self._judge is not None:
             seen = ((note, _seen(note, table), _embedded(table, len(self._dims) - 1)) for note, table in frames)
             tables.scores.append(self._judge.scored(video, units[0].content_id, info, seen))
+
+    def _slim(self, unit: Unit) -> Unit:
+        """A batch without its crops; one without a face gets the features' columns, so that all batches are alike."""
+        faces = unit.faces.drop_columns(["crop"])
+        if not len(faces):
+            for n, dim in enumerate(self._dims):
+                faces = faces.append_column(f"f{n}", pa.array([], pa.list_(pa.float32(), dim)))
+        return replace(unit, faces=faces)
 
     def _faces(
         self,

@@ -35,7 +35,9 @@ class AssemblyActor:
     def assemble(self, shard: int) -> list[tuple[str, str | None]] | str:
         """Status and reason of the shard's videos; or why the run cannot go on."""
         if shard in Products(self._work.store).shards():
-            return []  # an actor died after its work and before its answer
+            # An actor died after its work and before its answer.
+            rows = Products(self._work.store).videos(shard).select(["status", "reason"]).to_pylist()
+            return [(row["status"], row["reason"]) for row in rows]
         try:
             return self._assembler.assemble(shard, self._work.videos(shard))
         except StorageError as error:

@@ -40,7 +40,7 @@ class Extras:
         return self.masks or bool(self.copies)
 
 
-def check_extras(extras: Extras) -> None:
+def check_extras(extras: Extras, *, has_crops: bool) -> None:
     """See that the options can be meant.
 
     Raises:
@@ -48,6 +48,8 @@ def check_extras(extras: Extras) -> None:
     """
     if extras.folds is not None and extras.folds != 0 and extras.folds < 2:
         raise UsageError(f"--folds must be at least 2; got {extras.folds}")
+    if not has_crops and (extras.masks or extras.exports):
+        raise UsageError("masks and exports are made of crops; name crops among the --products")
     for crf in extras.copies:
         if not 0 <= crf <= 51:
             raise UsageError(f"--crf takes numbers from 0 to 51; got {crf}")
@@ -62,7 +64,7 @@ def make_folds(work: Work, extras: Extras, say: Callable[[str], None]) -> None:
     Raises:
         UsageError: There are too few people, or the dataset's own split leaks.
     """
-    if extras.folds is None or work.store.exists(_FOLDS_FILE):
+    if extras.folds is None:
         return
     with Manifest(work.store.uri_of(MANIFEST_FILE)) as manifest:
         videos = list(manifest)

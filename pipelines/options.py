@@ -12,12 +12,14 @@ __all__ = [
     "Address",
     "AllFrames",
     "Dataset",
+    "DecodeCpus",
     "DecodeTasks",
     "DecodeTimeout",
     "DetectActors",
     "DetectCpus",
     "DetectGpus",
     "EmbedActors",
+    "EmbedCpus",
     "EmbedGpus",
     "Fault",
     "Fused",
@@ -65,6 +67,8 @@ DetectCpus = Annotated[float, typer.Option("--detect-cpus", help="CPUs that each
 DetectGpus = Annotated[
     float | None, typer.Option("--detect-gpus", help="GPUs, or the share of one, of each.", rich_help_panel=_POOLS)
 ]
+DecodeCpus = Annotated[float, typer.Option("--decode-cpus", help="CPUs that each holds.", rich_help_panel=_POOLS)]
+EmbedCpus = Annotated[float, typer.Option("--embed-cpus", help="CPUs that each holds.", rich_help_panel=_POOLS)]
 EmbedActors = Annotated[
     int | None, typer.Option("--embed-actors", help="Processes that run backbones.", rich_help_panel=_POOLS)
 ]

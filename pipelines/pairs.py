@@ -27,6 +27,10 @@ class GivenBoxes:
     times_s: tuple[float, ...]
     boxes: list[NDArray[np.float32]]
 
+    def only(self, places: list[int]) -> "GivenBoxes":
+        """Those at some places of the times, ascending."""
+        return GivenBoxes(tuple(self.times_s[n] for n in places), [self.boxes[n] for n in places])
+
 
 class SourceFaces:
     """Looks up the faces of originals in the products of their shards, which are whole by then.

@@ -3,11 +3,13 @@
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import DEFAULT_BATCH_MB, Job, Pools, check_same, detector_digest, recorded
+from pipelines.config import DEFAULT_BATCH_MB, EmbedOptions, Job, Pools, check_same, detector_digest, recorded
 from pipelines.datasets import read
 from pipelines.datasets.tree import Listing
 from pipelines.display import Display
@@ -81,7 +83,11 @@ def run(
         StorageError: The output cannot be written.
     """
     extras = extras or Extras()
-    check_extras(extras)
+    if options.device not in {"auto", "cpu"} and options.address is None and "RAY_ADDRESS" not in os.environ:
+        from unmask.devices import select_device
+
+        select_device(options.device)  # better now than in every actor
+    check_extras(extras, has_crops=job.crops is not None)
     work = prepare(uri, out, job, options, say=say)
     make_folds(work, extras, say)
     products = Products(work.store)
@@ -113,7 +119,6 @@ def run(
                         make_masks(work, say=say, tick=display.tick)
                     if extras.copies:
                         copies_failed = make_copies(work, extras.copies, tick=display.tick)
-    make_exports(work, extras, say)
     said = summary(progress)
     said["failed"], said["copies_failed"] = _failed(products), copies_failed
     work.store.write("summary.json", (json.dumps(said, indent=1) + "\n").encode())
@@ -121,6 +126,7 @@ def run(
         from pipelines.page import write_page
 
         write_page(work.store, products, said)
+    make_exports(work, extras, say)
     return said
 
 
@@ -132,7 +138,8 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
         ModelError: See `run`.
         StorageError: See `run`.
     """
-    store = Store(out)
+    # Other processes have other folders to start from.
+    store = Store(out if "://" in out else str(Path(out).absolute()))
     store.check_writable()
     listing = read(uri, options.dataset)
     for note in listing.notes:
@@ -188,12 +195,21 @@ def _plans(job: Job) -> tuple[tuple["EmbedPlan", ...], Job]:
         return (), job
     from pipelines.embedders import plan
 
-    embed = [plan(options) for options in job.embed]
-    judge = [plan(job.score.model)] if job.score is not None else []
+    embed = [plan(_absolute(options)) for options in job.embed]
+    judge = [plan(_absolute(job.score.model))] if job.score is not None else []
     job = replace(job, embed=tuple(found.options for found in embed))
     if job.score is not None:
         job = replace(job, score=replace(job.score, model=judge[0].options))
     return (*embed, *judge), job
+
+
+def _absolute(options: EmbedOptions) -> EmbedOptions:
+    """The same, with files named so that every process finds them."""
+    model, weights = (
+        str(Path(p).absolute()) if p and Path(p).is_file() else p for p in (options.model, options.weights)
+    )
+    assert model is not None
+    return replace(options, model=model, weights=weights)
 
 
 def _ordered(listing: Listing, *, paired: bool) -> tuple[int | None, Iterable[Video]]:

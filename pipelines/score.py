@@ -1,6 +1,7 @@
 """`unmask score --cluster`: scores for a whole dataset, one row a video, with a reason where there is none.
 
-Also `python -m pipelines.score`, for `ray job submit`. The scores are those of `unmask score`.
+Also `python -m pipelines.score`, for `ray job submit`. The scores are those of `unmask score`; where frames lie
+so close that faces are followed, the batches in which they travel make small differences.
 """
 
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ from pipelines.options import (
     Address,
     AllFrames,
     Dataset,
+    DecodeCpus,
     DecodeTasks,
     DecodeTimeout,
     DetectActors,
     DetectCpus,
     DetectGpus,
     EmbedActors,
+    EmbedCpus,
     EmbedGpus,
     Fault,
     Fused,
@@ -83,10 +86,12 @@ def score(
     device: Device = "auto",
     metrics_port: MetricsPort = None,
     decode_tasks: DecodeTasks = None,
+    decode_cpus: DecodeCpus = _POOLS.decode_cpus,
     detect_actors: DetectActors = None,
     detect_cpus: DetectCpus = _POOLS.detect_cpus,
     detect_gpus: DetectGpus = None,
     embed_actors: EmbedActors = None,
+    embed_cpus: EmbedCpus = _POOLS.embed_cpus,
     embed_gpus: EmbedGpus = None,
     fused: Fused = False,
     max_batch_mb: MaxBatch = _POOLS.max_batch_mb,
@@ -124,10 +129,12 @@ def score(
         fault=fault,
         pools=Pools(
             decode_tasks=decode_tasks,
+            decode_cpus=decode_cpus,
             detect_actors=detect_actors,
             detect_cpus=detect_cpus,
             detect_gpus=detect_gpus,
             embed_actors=embed_actors,
+            embed_cpus=embed_cpus,
             embed_gpus=embed_gpus,
             fused=fused,
             max_batch_mb=max_batch_mb,
@@ -135,8 +142,11 @@ def score(
         ),
     )
     said = run(dataset, out, job, options, say=say)
-    publish_scores(Store(out))
     print_summary(said, err)
+    try:
+        publish_scores(Store(out))
+    except UsageError as error:
+        say(f"submission.csv is left out: {error.message}")
     if said["failed"]:
         say(f"{said['failed']:,} videos have no score; the reasons are in {out}/scores and on {out}/index.html")
         raise typer.Exit(SOME_FAILED)

@@ -247,7 +247,8 @@ def _digest(name: str) -> int:
 def _file_name(uri: str) -> str:
     # Only these have escapes and queries; elsewhere % and ? are letters of a name.
     is_url = uri.lower().startswith(("http://", "https://", "file://"))
-    name = (unquote(urlsplit(uri).path) if is_url else uri).rpartition("/")[2]
+    path = uri.partition("?")[0] if "://" in uri else uri
+    name = (unquote(urlsplit(uri).path) if is_url else path).rpartition("/")[2]
     if not name:
         raise UsageError(f"{uri!r} has no file name, by which a submission knows a video: name files in the manifest")
     return name

@@ -97,6 +97,11 @@ class Stage:
             commit(self._work.store, self._work.run, parcel)
         except StorageError as error:
             return replace(receipt, part=None, outcomes=(), fatal=error.message)
+        except Exception as error:
+            if parcel.part is None:
+                raise
+            ours = f"{parcel.video} could not be stored: {type(error).__name__}: {' '.join(str(error).split())}"
+            return self._committed(_ended(parcel, "failed", Reason.INTERNAL, ours))
         dropped: dict[str, int] = {}
         for frame in parcel.frames:
             if frame.reason in _NOT_LOOKED_AT:
@@ -112,11 +117,11 @@ class FusedStage:
     """All stages in one actor: frames go from the decoder's memory to the detector and nowhere else."""
 
     def __init__(self, work: Work, ledger: Any) -> None:
-        self._work, self._stage = work, Stage(work, ledger, ("detect", "embed", "commit"))
+        self._work, self._ledger, self._stage = work, ledger, Stage(work, ledger, ("detect", "embed", "commit"))
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Take shards; give what was committed of them."""
-        for block in decode_shards(table, work=self._work):
+        for block in decode_shards(table, work=self._work, ledger=self._ledger):
             yield from self._stage(block)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
 from pipelines.assembly import AssemblyActor
@@ -38,7 +39,7 @@ __all__ = ["Events", "run_stream"]
 _AHEAD, _ROOM = 2, 16
 # Of the object store: what the stream may hold at once.
 _STORE_SHARE = 0.2
-_NO_PROGRESS_S = 900.0
+_NO_PROGRESS_S = 7200.0
 # An actor that assembles can keep up with so many CPUs; it works on two shards at once, and a few more may wait.
 _CPUS_PER_ASSEMBLER, _ASSEMBLIES_EACH, _WAITING_EACH = 16, 2, 6
 _ASSEMBLY_RETRIES = 20
@@ -81,7 +82,7 @@ def run_stream(
         StorageError: The output cannot be written, or not be read back.
         UnmaskError: Shards stay incomplete whatever is done.
     """
-    with _Assembly(work, cluster, events) as assembly:
+    with _telling(), _Assembly(work, cluster, events) as assembly:
         for shards in work.shards.passes():
             fruitless = 0
             pending = _pending(work, shards)
@@ -95,6 +96,25 @@ def run_stream(
                         f"{len(pending)} shards of {work.store.shown} stay incomplete (the first is {pending[0]:05d}); "
                         "look at Ray's logs, and run again",
                     )
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """One sentence in place of what Ray raises."""
+    try:
+        yield
+    except (RayError, SystemException, ExecutionTimeoutError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, UnmaskError):
+            cause = cause.__cause__
+        told = cause.message if isinstance(cause, UnmaskError) else _last_line(cause)
+        raise UnmaskError(Reason.INTERNAL, f"The run broke off: {told} Run it again to continue.") from error
+
+
+def _last_line(error: BaseException) -> str:
+    """What a traceback within an error's text ends with."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{lines[-1][:300].rstrip('.')}."
 
 
 def _pending(work: Work, shards: range) -> list[int]:
@@ -143,6 +163,7 @@ def _graph(
     if pools.fused:
         gpus = _gpus(pools.detect_gpus, cluster, share=0.25)
         count = pools.detect_actors or (_count(cluster, gpus) if gpus else tasks)
+        _check_gpus(cluster, count * gpus)
         _check_demand(cluster, count * (pools.detect_cpus + pools.decode_cpus))
         stream = source.map_batches(
             FusedStage,
@@ -150,16 +171,21 @@ def _graph(
             **_actors(count, pools.detect_cpus + pools.decode_cpus, gpus),
         )
         return _tables(stream)
-    detect_gpus = _gpus(pools.detect_gpus, cluster, share=0.5 if work.plans else 1.0)
-    detectors = pools.detect_actors or _count(cluster, detect_gpus)
-    embed_gpus = _gpus(pools.embed_gpus, cluster, share=0.5)
+    # Two pools share the GPUs: each takes half of them, or waiting for one another they would stand still.
+    part = 0.5 if work.plans else 1.0
+    detect_gpus = _gpus(pools.detect_gpus, cluster, share=part)
+    detectors = pools.detect_actors or _count(cluster, detect_gpus, part)
+    embed_gpus = _gpus(pools.embed_gpus, cluster, share=part)
     per_cpu = max(int(cluster.cpus / 2), 1)
-    embedders = (pools.embed_actors or (_count(cluster, embed_gpus) if embed_gpus else per_cpu)) if work.plans else 0
+    embedders = (
+        (pools.embed_actors or (_count(cluster, embed_gpus, part) if embed_gpus else per_cpu)) if work.plans else 0
+    )
+    _check_gpus(cluster, detectors * detect_gpus + embedders * embed_gpus)
     # Of the tasks one is enough to get on.
     _check_demand(cluster, pools.decode_cpus + detectors * pools.detect_cpus + embedders * pools.embed_cpus)
     stream = source.map_batches(
         decode,
-        fn_kwargs={"work": replace(work, plans=())},  # so that its processes need not import PyTorch
+        fn_kwargs={"work": replace(work, plans=()), "ledger": ledger},  # so that its processes need not import PyTorch
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -187,6 +213,11 @@ def _check_demand(cluster: Cluster, cpus: float) -> None:
         raise UsageError(
             f"The pools hold {cpus:g} CPUs and this machine has {cluster.cpus:g}; ask for fewer actors, or less of each"
         )
+
+
+def _check_gpus(cluster: Cluster, gpus: float) -> None:
+    if cluster.is_own and gpus > cluster.gpus + 1e-6:
+        raise UsageError(f"The pools hold {gpus:g} GPUs and this machine has {cluster.gpus:g}; ask for less")
 
 
 def _tables(stream: Any) -> Generator[pa.Table, None, None]:
@@ -226,9 +257,9 @@ def _gpus(wanted: float | None, cluster: Cluster, *, share: float = 1.0) -> floa
     return share if cluster.gpus else 0.0
 
 
-def _count(cluster: Cluster, gpus: float) -> int:
-    """Actors that fill the cluster's GPUs, or its CPUs."""
-    return max(int(cluster.gpus / gpus), 1) if gpus and cluster.gpus else max(int(cluster.cpus), 1)
+def _count(cluster: Cluster, gpus: float, part: float = 1.0) -> int:
+    """Actors that fill this part of the cluster's GPUs, or its CPUs."""
+    return max(int(cluster.gpus * part / gpus + 1e-6), 1) if gpus and cluster.gpus else max(int(cluster.cpus), 1)
 
 
 class _Assembly:

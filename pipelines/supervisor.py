@@ -363,6 +363,11 @@ class Decoder:
             self._memory = None
 
     @property
+    def faults(self) -> int:
+        """How many children died of the last video by themselves; those killed from outside do not count."""
+        return sum(code != -signal.SIGKILL for code in self._deaths.codes)
+
+    @property
     def attempts(self) -> int:
         """How many children have worked on the last video."""
         return self._deaths.attempts

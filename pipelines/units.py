@@ -9,7 +9,7 @@ Axes: D features.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,10 +22,10 @@ from unmask.products import FACES
 from unmask.records import VideoInfo
 from unmask.storage import Store
 
-__all__ = ["Committed", "Unit", "commit", "committed", "is_whole", "read_unit", "state_folder", "without_crops"]
+__all__ = ["Committed", "Unit", "commit", "committed", "is_whole", "read_unit", "state_folder"]
 
 _UNIT = re.compile(r"r(\d+)-(\d+)\.(\d+)-(\d+)\.(\d+)-(\d+)\.arrow")
-_NEWS = re.compile(r"r(\d+)-news-(\d+)\.json")
+_NEWS = re.compile(r"r(\d+)-news-(\d+)-(\d+)\.json")
 # Columns of FACES that are known before tracks are joined and crops are packed.
 _KNOWN = (
     "frame face pts_s box landmarks probability is_corrupt crop_transform crop_landmarks crop_width crop_height".split()
@@ -67,9 +67,10 @@ class Committed:
 
 
 def is_whole(parts: Sequence[Part]) -> bool:
-    """Whether these are all the parts of their video."""
+    """Whether these are all the parts of their video, and of one division of it."""
     batches = {part.unit: part.batches for part in parts}
-    return len(batches) == parts[0].units and len(set(parts)) == sum(batches.values())
+    alike = all(part.units == parts[0].units and part.batches == batches[part.unit] for part in parts)
+    return alike and len(batches) == parts[0].units and len(set(parts)) == sum(batches.values())
 
 
 def state_folder(shard: int) -> str:
@@ -86,7 +87,8 @@ def commit(store: Store, run: int, parcel: Parcel) -> None:
     folder = state_folder(parcel.shard)
     if parcel.outcomes:
         plain = [asdict(outcome) for outcome in parcel.outcomes]
-        name = f"{folder}/r{run}-news-{parcel.outcomes[0].video}.json"
+        first, last = parcel.outcomes[0].video, parcel.outcomes[-1].video
+        name = f"{folder}/r{run}-news-{first}-{last}.json"
         store.write(name, json.dumps(plain).encode())
     if parcel.part is not None:
         sink = pa.BufferOutputStream()
@@ -134,11 +136,6 @@ def read_unit(store: Store, name: str) -> Unit:
         ],
         faces=table,
     )
-
-
-def without_crops(unit: Unit) -> Unit:
-    """The same, but for what takes the most memory."""
-    return replace(unit, faces=unit.faces.drop_columns(["crop"]))
 
 
 def _table(parcel: Parcel) -> pa.Table:

@@ -4,6 +4,7 @@ Files are whole or absent: locally they are written beside and renamed, in a buc
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,9 @@ _S3_OPTIONS: dict[str, Callable[[str], Any]] = {
         lambda text: text.lower() == "true",
     ),
 }
+
+# What `replacing` writes to, and `Store.writing` in a bucket.
+_PART = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(PART)}|\d{{5}}\.tar{re.escape(PART)}")
 
 
 class Store:
@@ -211,7 +215,7 @@ class Store:
     def sweep(self) -> None:
         """Remove what interrupted writers left beside their files. Only while nobody writes to the store."""
         for name in self.names(deep=True):
-            if name.endswith(PART):
+            if _PART.fullmatch(PurePosixPath(name).name):
                 self.delete(name)
 
     def delete_folder(self, folder: str) -> None:

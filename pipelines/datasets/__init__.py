@@ -15,6 +15,7 @@ from pathlib import Path
 from pipelines.datasets import celebdf, dfdc, dfgc, ffpp, folder, table
 from pipelines.datasets.tree import Listing, Note, Tree
 from unmask.errors import Reason, UsageError
+from unmask.inputs import without_password
 
 __all__ = ["KINDS", "Listing", "Note", "detect", "read"]
 
@@ -70,7 +71,8 @@ def read(uri: str, kind: str | None = None) -> Listing:
     if not listing.videos:
         left_out = "; ".join(str(n) for n in listing.notes) or "none is there"
         raise UsageError(
-            f"{uri} gives no video as {listing.dataset}: {left_out}; check the path or choose another --dataset.",
+            f"{without_password(uri)} gives no video as {listing.dataset}: {left_out}; check the path or choose "
+            "another --dataset.",
             Reason.EMPTY_FOLDER,
         )
     return listing

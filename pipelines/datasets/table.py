@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.datasets.tree import Listing, Note, parse_label, plain_path
 from pipelines.manifest import MANIFEST, Video, split_uri, video_id
 from unmask.errors import Reason, UsageError
+from unmask.inputs import without_password
 from unmask.storage import Store
 
 __all__ = ["TABLE_SUFFIXES", "read"]
@@ -112,7 +113,7 @@ class _Rows:
     def _placed(self, named: str) -> tuple[str, str]:
         """The full path or URL of what a row names, and an id made from it."""
         if "://" in named:
-            path = named.partition("://")[2].partition("?")[0]
+            path = without_password(named).partition("://")[2].partition("?")[0]
             return named, video_id(posixpath.normpath(path).strip("/"))
         if not named:
             raise UsageError("uri is empty; every row needs the path of a video.")

@@ -97,7 +97,9 @@ class Tree:
         self.videos = [f for f in files if posixpath.splitext(f)[1].lower() in VIDEO_SUFFIXES]
         self.descriptions = [f for f in files if posixpath.splitext(f)[1].lower() in _DESCRIPTIONS]
         if not files:
-            raise UsageError(f"{uri} does not exist or holds no videos; check the path.", Reason.EMPTY_FOLDER)
+            raise UsageError(
+                f"{self._store.shown} does not exist or holds no videos; check the path.", Reason.EMPTY_FOLDER
+            )
 
     def _files(self) -> Iterator[str]:
         names = self._local_files() if self._store.is_local else iter(self._store.names(deep=True))

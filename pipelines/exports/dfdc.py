@@ -20,7 +20,6 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -90,7 +89,7 @@ def _names(products: Products) -> dict[str, str]:
     for row in video_rows(products, ["video", "uri", "status", "label"]):
         if row["label"] is None or row["status"] not in ("done", "empty"):
             continue
-        path = urlsplit(row["uri"]).path if "://" in row["uri"] else row["uri"]
+        path = row["uri"].partition("?")[0] if "://" in row["uri"] else row["uri"]
         name = names[row["video"]] = PurePosixPath(path).stem
         if taken.setdefault(name, row["video"]) != row["video"]:
             raise UsageError(

@@ -15,7 +15,9 @@ from pipelines.extras import Extras
 from pipelines.folds import read_folds
 from pipelines.run import RunOptions, run
 from pipelines.score import publish_scores
+from tests.clips import clip
 from tests.mixed import paired_dataset
+from tests.portraits import filmed, scenery
 from unmask.analysis import Analyzer
 from unmask.inputs import Source
 from unmask.plan import Sampling
@@ -110,6 +112,31 @@ def test_more_can_be_asked_of_a_finished_run_and_nothing_is_done_twice(out: Path
     run(str(pairs), str(out), job, RunOptions(), say=lambda _: None, extras=extras)
     assert (out / "copies" / "28" / f"{REAL}.mp4").is_file()
     assert {p: p.stat().st_mtime_ns for p in made} == made
+
+
+def test_batches_without_a_face_and_shorter_fakes(tmp_path: Path) -> None:
+    """Half of a clip shows a face and half shows none; a fake that ends before its original; features of both."""
+    tree = paired_dataset(tmp_path / "ffpp")
+    fakes = tree / "manipulated_sequences" / "Deepfakes" / "c23" / "videos"
+    images = [*filmed(40), *scenery(40)]
+    clip(tree / "original_sequences/youtube/c23/videos/777", frames=80, images=images, width=320, height=240)
+    clip(fakes / "000_003", frames=20, images=images[:20], width=320, height=240)
+    out = tmp_path / "out"
+    job = Job(
+        sampling=Sampling(every=1),
+        boxes_from_source=True,
+        embed=(EmbedOptions(model="mobilenetv3_small_050", pretrained=False),),
+    )
+    assert run(str(tree), str(out), job, RunOptions(), say=lambda _: None)["failed"] == 0
+    store = Store(out)
+    videos = [r for s in Products(store).shards() for r in Products(store).videos(s).to_pylist()]
+    half = next(row for row in videos if row["video"].endswith("777"))
+    assert (half["status"], half["planned"]) == ("done", 80)
+    assert 35 <= half["faces"] < 60
+    keys = [(row["frame"], row["face"]) for row in faces_of(out, FAKE)]
+    assert keys
+    assert len(set(keys)) == len(keys)
+    assert max(frame for frame, _ in keys) == 19
 
 
 @pytest.mark.parametrize("model", ["mobilenetv3-small", "mobilenetv3-small-temporal"])

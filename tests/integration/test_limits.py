@@ -127,7 +127,7 @@ def test_a_disk_that_fills_ends_the_run_and_space_lets_it_go_on(
 _TOGETHER = 256
 
 
-def nothing_decoded(table: pa.Table, *, work: Work) -> Iterator[pa.Table]:
+def nothing_decoded(table: pa.Table, *, work: Work, **_: Any) -> Iterator[pa.Table]:
     """A decode stage that opens nothing: all files are missing. In groups of outcomes, as the real one gives them."""
     for shard in table["shard"].to_pylist():
         count = work.shards.count(shard)
