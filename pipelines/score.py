@@ -49,7 +49,7 @@ from unmask.products import Products, shard_name
 from unmask.scoring import ScoringOptions
 from unmask.storage import Store
 
-__all__ = ["app", "main", "score"]
+__all__ = ["app", "main", "publish_scores", "score"]
 
 _POOLS, _THRESHOLDS = Pools(), ",".join(map(str, SCORING_THRESHOLDS))
 

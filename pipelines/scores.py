@@ -10,6 +10,7 @@ import copy
 import csv
 import hashlib
 import json
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -245,9 +246,9 @@ def _digest(name: str) -> int:
 
 
 def _file_name(uri: str) -> str:
-    # Only these have escapes and queries; elsewhere % and ? are letters of a name.
+    # Only these have escapes; elsewhere % and ? are letters of a name, unless options of the bucket follow.
     is_url = uri.lower().startswith(("http://", "https://", "file://"))
-    path = uri.partition("?")[0] if "://" in uri else uri
+    path = re.sub(r"\?\w+=.*", "", uri) if "://" in uri else uri
     name = (unquote(urlsplit(uri).path) if is_url else path).rpartition("/")[2]
     if not name:
         raise UsageError(f"{uri!r} has no file name, by which a submission knows a video: name files in the manifest")

@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 VIDEOS = 48
 # What is killed, in an order of chance.
 KILLS = {"driver": 3, "decode worker": 5, "actor": 6, "assembly": 2, "decoder": 4}
-# Titles that Ray gives its processes, and the decoder's command line.
+# Titles that Ray gives its processes, and the decoder's command line. A decode worker is a decoder's parent.
 VICTIMS = {
-    "decode worker": re.compile(r"^ray::.*decode_shards"),
+    "decode worker": re.compile(r"-m\0?\s*pipelines\.decoder"),
     "actor": re.compile(r"^ray::.*(MapWorker|Stage)"),
     "assembly": re.compile(r"^ray::AssemblyActor"),
     "decoder": re.compile(r"-m\0?\s*pipelines\.decoder"),
@@ -45,10 +45,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(dataset: Path, out: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "pipelines.preprocess", str(dataset), "--out", str(out), "--every", "4"]
+    command = [sys.executable, "-m", "pipelines.preprocess", str(dataset), "--out", str(out), "--every", "2"]
     with (out.parent / f"{out.name}.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, "--shard-videos", "4", "--embed", "mobilenetv3_small_050", "--no-pretrained"],
+            [*command, "--scale", "3", "--shard-videos", "4", "--embed", "mobilenetv3_small_050", "--no-pretrained"],
             cwd=ROOT,
             stderr=log,
             stdout=log,
@@ -62,7 +62,7 @@ def children(root: int) -> Iterator[tuple[int, str]]:
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            parent = parent_of(int(stat.parent.name))
         except OSError:
             continue
         parents.setdefault(parent, []).append(int(stat.parent.name))
@@ -76,13 +76,17 @@ def children(root: int) -> Iterator[tuple[int, str]]:
                 continue
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def kill(driver: int, what: str) -> bool:
     """Kill one process of a kind below the driver, if there is one."""
     for pid, title in children(driver):
         if VICTIMS[what].search(title):
             try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
+                os.kill(parent_of(pid) if what == "decode worker" else pid, signal.SIGKILL)
+            except OSError:
                 continue
             return True
     return False
