@@ -113,6 +113,7 @@ def rows(store: Store, table: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.slow
 def test_a_dataset_and_an_output_in_buckets_give_what_folders_give(query: str, mixed: Path, tmp_path: Path) -> None:
     dataset, out = tmp_path / "dataset", tmp_path / "out"
     shutil.copytree(mixed, dataset)

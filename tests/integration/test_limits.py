@@ -85,7 +85,8 @@ def grow(disk: Path, size: int) -> None:
 # Ray Data's, where all that is left to do is to assemble one shard.
 @pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors:UserWarning")
 @pytest.mark.parametrize(
-    ("share", "shard_videos"), [(0.4, 4), (1.4, 100)], ids=["in-the-stream", "while-shards-are-assembled"]
+    ("share", "shard_videos"),
+    [pytest.param(0.4, 4, id="in-the-stream"), pytest.param(1.4, 100, id="while-assembling", marks=pytest.mark.slow)],
 )
 def test_a_disk_that_fills_ends_the_run_and_space_lets_it_go_on(
     undisturbed: Path, mixed: Path, disk: Path, share: float, shard_videos: int
