@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
-from pipelines.config import EmbedOptions, Pools
+from pipelines.config import DetectorOptions, EmbedOptions, Pools, parse_scale
 from pipelines.run import RunOptions
+from unmask.console import sampling_of
 from unmask.errors import UsageError
+from unmask.plan import Sampling
 
 __all__ = [
     "Address",
@@ -31,10 +33,11 @@ __all__ = [
     "Scale",
     "ShardVideos",
     "Thresholds",
+    "detector_options",
     "numbers",
     "pairs",
     "run_options",
-    "three",
+    "sampled",
     "weights_of",
 ]
 
@@ -102,12 +105,24 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} takes numbers between commas; got {text!r}") from None
 
 
-def three(option: str, text: str) -> tuple[float, float, float]:
-    """Three numbers between commas. Raises as `numbers` does."""
-    found = numbers(option, text)
+def sampled(frames: int | None, fps: float | None, every: int | None, *, all_frames: bool) -> Sampling:
+    """The sampling that the options say.
+
+    Raises:
+        UsageError: They exclude each other.
+    """
+    if all_frames and not frames is fps is every is None:
+        raise UsageError("--all excludes --frames, --fps and --every; give one of them.")
+    return sampling_of(frames, fps, 1 if all_frames else every)
+
+
+def detector_options(thresholds: str, scale: str) -> DetectorOptions:
+    """The detector that the options say. Raises as `DetectorOptions`, `numbers` and `parse_scale` do."""
+    found = numbers("--thresholds", thresholds)
     if len(found) != 3:
-        raise UsageError(f"{option} takes three numbers between commas; got {text!r}")
-    return found[0], found[1], found[2]
+        raise UsageError(f"--thresholds takes three numbers between commas; got {thresholds!r}")
+    factor, smallest_px = parse_scale(scale)
+    return DetectorOptions(thresholds=(found[0], found[1], found[2]), scale=factor, smallest_face_px=smallest_px)
 
 
 def pairs(option: str, texts: list[str] | None) -> dict[str, str]:

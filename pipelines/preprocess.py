@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.config import FACENET, CropOptions, DetectorOptions, Job, Pools, parse_scale
+from pipelines.config import FACENET, CropOptions, Job, Pools
 from pipelines.display import print_summary
 from pipelines.extras import EXPORTS, Extras
 from pipelines.options import (
@@ -33,15 +33,16 @@ from pipelines.options import (
     Scale,
     ShardVideos,
     Thresholds,
+    detector_options,
     numbers,
     pairs,
     run_options,
-    three,
+    sampled,
     weights_of,
 )
 from pipelines.run import run
 from unmask import console
-from unmask.console import SOME_FAILED, Device, Every, Fps, Frames, civil, err, sampling_of, say
+from unmask.console import SOME_FAILED, Device, Every, Fps, Frames, civil, err, say
 from unmask.detection import SCORING_THRESHOLDS
 from unmask.errors import UsageError
 
@@ -127,14 +128,9 @@ def preprocess(
     failed, 2 for wrong usage.
     """
     wanted = _products(products)
-    if all_frames and not frames is fps is every is None:
-        raise UsageError("--all excludes --frames, --fps and --every; give one of them.")
-    factor, smallest_px = parse_scale(scale)
     job = Job(
-        sampling=sampling_of(frames, fps, 1 if all_frames else every),
-        detector=DetectorOptions(
-            thresholds=three("--thresholds", thresholds), scale=factor, smallest_face_px=smallest_px
-        ),
+        sampling=sampled(frames, fps, every, all_frames=all_frames),
+        detector=detector_options(thresholds, scale),
         crops=CropOptions(
             margin=margin,
             square=square,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.config import DetectorOptions, EmbedOptions, Job, Pools, ScoreOptions, parse_scale
+from pipelines.config import EmbedOptions, Job, Pools, ScoreOptions
 from pipelines.display import print_summary
 from pipelines.options import (
     Address,
@@ -36,12 +36,13 @@ from pipelines.options import (
     Scale,
     ShardVideos,
     Thresholds,
+    detector_options,
     run_options,
-    three,
+    sampled,
 )
 from pipelines.run import run
 from unmask import console
-from unmask.console import SOME_FAILED, Device, Every, Fps, Frames, civil, err, sampling_of, say
+from unmask.console import SOME_FAILED, Device, Every, Fps, Frames, civil, err, say
 from unmask.detection import SCORING_THRESHOLDS
 from unmask.errors import UsageError
 from unmask.presets import DEFAULT_MODEL
@@ -104,14 +105,9 @@ def score(
     (filename and score; 0.5 where nothing could be scored). Exit status: 0 if every video was analysed, 1 if some
     failed, 2 for wrong usage.
     """
-    if all_frames and not frames is fps is every is None:
-        raise UsageError("--all excludes --frames, --fps and --every; give one of them.")
-    factor, smallest_px = parse_scale(scale)
     job = Job(
-        sampling=sampling_of(frames, fps, 1 if all_frames else every),
-        detector=DetectorOptions(
-            thresholds=three("--thresholds", thresholds), scale=factor, smallest_face_px=smallest_px
-        ),
+        sampling=sampled(frames, fps, every, all_frames=all_frames),
+        detector=detector_options(thresholds, scale),
         crops=None,
         score=ScoreOptions(
             model=EmbedOptions(model=model, weights=weights, pretrained=pretrained),
