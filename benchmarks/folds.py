@@ -1,4 +1,4 @@
-"""Identity-disjoint folds of a manifest like DFDC's: `pipelines.folds` against scikit-learn's StratifiedGroupKFold.
+"""Identity-disjoint folds of a manifest like DFDC's: `unmask.folds` against scikit-learn's StratifiedGroupKFold.
 
 The manifest: a fifth of the videos real, four fakes of each on average, a tenth of the people in two videos. The peer
 needs groups: it is given ours, and the time to find them is not counted for it. Each runs in a process of its own, in
@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipelines.folds import assign_folds, check_leaks
-from pipelines.manifest import ROW_GROUP, Manifest, Video, write_manifest
+from unmask.folds import assign_folds, check_leaks
+from unmask.manifest import ROW_GROUP, Manifest, Video, write_manifest
 
 SEED = 0
 

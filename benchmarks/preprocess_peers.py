@@ -245,7 +245,7 @@ def map_batches(paths: list[str], out: str) -> Result:
     """Ray Data in the straightforward way (peer B). Finished is a frame."""
     watch = _StoreWatch()
     watch.start()
-    from pipelines.session import ray_session
+    from cluster.session import ray_session
 
     with ray_session():
         import ray

@@ -14,10 +14,10 @@ from ray.exceptions import RayError
 
 from pipelines.copies import compress
 from pipelines.decode import local_copy
-from pipelines.manifest import Video
 from pipelines.masks import MaskCount, Originals, write_masks
 from pipelines.work import Work
 from unmask.errors import MediaError, Reason, StorageError, UnmaskError
+from unmask.manifest import Video
 from unmask.products import Products, shard_name
 from unmask.storage import Store
 

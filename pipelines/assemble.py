@@ -21,11 +21,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import Job
-from pipelines.manifest import MANIFEST, Video
 from pipelines.parcels import FrameNote, Outcome, Part
 from pipelines.units import Unit, committed, is_whole, read_unit, state_folder
 from unmask.errors import MediaError, Reason, StorageError
 from unmask.inputs import without_password
+from unmask.manifest import MANIFEST, Video
 from unmask.products import FACES, RESULTS, features_schema, shard_name
 from unmask.records import Faces, VideoInfo
 from unmask.storage import Store

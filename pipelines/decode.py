@@ -18,7 +18,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.ledger import begin, end
-from pipelines.manifest import Video
 from pipelines.pairs import SourceFaces
 from pipelines.parcels import Outcome, Parcel, Part, to_row
 from pipelines.supervisor import Batch, Decoder
@@ -26,6 +25,7 @@ from pipelines.units import Committed, committed, is_whole
 from pipelines.work import Work
 from unmask.errors import MediaError, Reason, StorageError, UnmaskError
 from unmask.inputs import Source, content_id, fetched
+from unmask.manifest import Video
 from unmask.plan import Sampling, is_dense
 from unmask.products import shard_name
 from unmask.storage import Store

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.folds import assign_folds, assign_splits, check_leaks, read_folds, write_folds
-from pipelines.manifest import Manifest
 from pipelines.work import MANIFEST_FILE, Work
 from unmask.errors import UsageError
+from unmask.folds import assign_folds, assign_splits, check_leaks, read_folds, write_folds
+from unmask.manifest import Manifest
 from unmask.products import Products
 from unmask.storage import Store
 

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from pipelines.config import ScoreOptions
 from pipelines.embedders import load
-from pipelines.manifest import Video
 from pipelines.parcels import FrameNote
 from pipelines.scores import SCORES, EmbeddedFrame, head_of, score_row, score_video
 from unmask.devices import select_device
 from unmask.errors import MediaError, Reason
 from unmask.inputs import without_password
+from unmask.manifest import Video
 from unmask.records import Faces, VideoInfo
 from unmask.tally import Subject
 

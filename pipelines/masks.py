@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unmask.errors import UsageError
-from unmask.products import Products, shard_name
+from unmask.products import Products, mask_name, shard_name
 from unmask.storage import Store
 
-__all__ = ["MaskCount", "Originals", "Unpaired", "difference_mask", "mask_name", "write_masks"]
+__all__ = ["MaskCount", "Originals", "Unpaired", "difference_mask", "write_masks"]
 
 # The window and constants of SSIM as scikit-image has them: Wang et al. (2004) with a uniform window.
 _WINDOW, _K1, _K2, _WHITE = 7, 0.01, 0.03, 255
@@ -94,11 +94,6 @@ class Originals:
             for video, status in zip(real["video"].to_pylist(), real["status"].to_pylist(), strict=True):
                 shard_of[video] = shard if status == "done" else None
         return cls(shard_of)
-
-
-def mask_name(crop: str) -> str:
-    """The file of a crop's mask: `masks/<video>/<frame>_<face>_diff.png`."""
-    return f"masks/{PurePosixPath(crop).with_suffix('')}_diff.png"
 
 
 def difference_mask(real_HWC: NDArray[np.uint8], fake_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.manifest import Video
 from pipelines.work import MANIFEST_FILE, Work
+from unmask.manifest import Video
 from unmask.products import Products
 
 __all__ = ["GivenBoxes", "SourceFaces"]

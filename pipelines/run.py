@@ -14,12 +14,12 @@ from pipelines.datasets import read
 from pipelines.datasets.tree import Listing
 from pipelines.display import Display
 from pipelines.extras import Extras, check_extras, make_exports, make_folds
-from pipelines.manifest import Video, write_manifest
 from pipelines.metrics import Metrics
 from pipelines.progress import Progress, summary
 from pipelines.shards import Shards, default_size
 from pipelines.work import MANIFEST_FILE, Work
 from unmask.errors import UsageError
+from unmask.manifest import Video, write_manifest
 from unmask.products import Products, shard_name
 from unmask.storage import Store
 
@@ -105,7 +105,7 @@ def run(
         metrics.follow(progress)
         if len(whole) < len(work.shards) or extras.needs_cluster:
             # What takes seconds to import is not needed where all is done.
-            from pipelines.session import ray_session
+            from cluster.session import ray_session
             from pipelines.stream import run_stream
 
             with ray_session(options.address) as cluster, Display(progress) as display:

@@ -13,7 +13,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from unmask.errors import MediaError, Reason, UsageError
 from unmask.models import ForgeryModel
 from unmask.records import Faces, Status, VideoScore
 from unmask.scoring import ScoringOptions
-from unmask.tally import Awaited, Subject, Tally
+from unmask.tally import Subject, Tally
 from unmask.tracks import TrackedFrame, Tracker
 
 __all__ = ["SCORES", "EmbeddedFrame", "head_of", "score_row", "score_video", "write_submission"]
@@ -60,7 +60,6 @@ SCORES = pa.schema(
 )
 """The columns of `scores/`: one row a video."""
 
-_FACES_AT_ONCE = 256
 # What Kaggle's log loss takes for "nothing is known".
 _UNKNOWN = 0.5
 
@@ -128,31 +127,19 @@ def score_video(
     Returns:
         The result. Features that do not fit the model, or are not finite, are an error of this video (`INTERNAL`).
     """
-    tally = Tally(model, description, options)
+    tally, tracker = Tally(model, description, options), Tracker()
+    tracked = ((frame.tracked(tracker), frame.features_ND) for frame in frames)
     try:
-        for faces, features_ND in _batches(tally, frames):
-            if error is None:
-                tally.score(faces, torch.from_numpy(features_ND))
-        return tally.conclude(subject) if error is None else tally.failed(subject, error)
+        if error is not None:
+            for frame, _ in tracked:
+                tally.add(frame)
+            return tally.failed(subject, error)
+        for _ in tally.follow(tracked):
+            pass
+        return tally.conclude(subject)
     except ValueError as fault:
         ours = f"{subject.input} could not be scored: {type(fault).__name__}: {fault}"
         return tally.failed(subject, MediaError(Reason.INTERNAL, ours))
-
-
-def _batches(tally: Tally, frames: Iterable[EmbeddedFrame]) -> Iterator[tuple[list[Awaited], NDArray[np.float32]]]:
-    """Take the frames; give the faces that count, with their features float32 (N, D), many at a time."""
-    tracker = Tracker()
-    faces: list[Awaited] = []
-    rows: list[NDArray[np.float32]] = []
-    for frame in frames:
-        for face in tally.add(frame.tracked(tracker)):
-            faces.append(face)
-            rows.append(frame.features_ND[face.row])
-        if len(faces) >= _FACES_AT_ONCE:
-            yield faces, np.stack(rows).astype(np.float32, copy=False)
-            faces, rows = [], []
-    if faces:
-        yield faces, np.stack(rows).astype(np.float32, copy=False)
 
 
 def score_row(video: str, score: VideoScore) -> dict[str, Any]:

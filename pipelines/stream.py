@@ -21,13 +21,13 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
+from cluster.session import Cluster
 from pipelines.assembly import AssemblyActor
 from pipelines.book import Book
 from pipelines.config import Pools
 from pipelines.decode import decode_shards
 from pipelines.ledger import start_ledger
 from pipelines.parcels import Parcel, from_row
-from pipelines.session import Cluster
 from pipelines.stage import FusedStage, Stage
 from pipelines.work import Work
 from unmask.errors import Reason, StorageError, UnmaskError, UsageError

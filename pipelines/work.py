@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.config import Job
-from pipelines.manifest import Manifest, Video
 from pipelines.shards import Shards
+from unmask.manifest import Manifest, Video
 from unmask.storage import Store
 
 if TYPE_CHECKING:

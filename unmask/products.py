@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from unmask.errors import StorageError
 from unmask.storage import Store
 
-__all__ = ["FACES", "RESULTS", "Products", "features_schema", "shard_name"]
+__all__ = ["FACES", "RESULTS", "Products", "features_schema", "mask_name", "shard_name"]
 
 RESULTS = pa.schema(
     [
@@ -82,6 +82,11 @@ def features_schema(dim: int) -> pa.Schema:
 def shard_name(folder: str, shard: int) -> str:
     """The Parquet file of a shard."""
     return f"{folder}/{shard:05d}.parquet"
+
+
+def mask_name(crop: str) -> str:
+    """The file of a crop's difference mask: `masks/<video>/<frame>_<face>_diff.png`."""
+    return f"masks/{PurePosixPath(crop).with_suffix('')}_diff.png"
 
 
 class Products:

@@ -8,8 +8,8 @@ import posixpath
 import re
 
 from pipelines.datasets.tree import Listing, Tree, note
-from pipelines.manifest import Video, video_id
 from unmask.errors import UsageError
+from unmask.manifest import Video, video_id
 
 __all__ = ["matches", "read"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.datasets.tree import Listing, Tree, note, parse_label
-from pipelines.manifest import Video, video_id
 from unmask.errors import UsageError
+from unmask.manifest import Video, video_id
 
 __all__ = ["matches", "read"]
 

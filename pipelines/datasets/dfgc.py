@@ -15,8 +15,8 @@ import re
 from dataclasses import dataclass, field
 
 from pipelines.datasets.tree import Listing, Tree, note
-from pipelines.manifest import SPLITS, Video, video_id
 from unmask.errors import UsageError
+from unmask.manifest import SPLITS, Video, video_id
 
 __all__ = ["matches", "read"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from pipelines.datasets.tree import Listing, Tree, note
-from pipelines.manifest import Video, video_id
+from unmask.manifest import Video, video_id
 
 __all__ = ["matches", "read", "read_unlabelled"]
 

@@ -5,7 +5,7 @@
 | `uri` (or `path`, `filename`) | where the video lies; a relative path starts at the table's folder. Required |
 | `video` | unique id; else made from the path: relative to the table's folder if below it, without `.mp4` |
 | `label` | 0 or REAL, 1 or FAKE, in any case; may be empty |
-| `mos`, `method`, `compression`, `source`, `split`, `part` | as in `pipelines.manifest.Video`; may be empty |
+| `mos`, `method`, `compression`, `source`, `split`, `part` | as in `unmask.manifest.Video`; may be empty |
 | `identity` | the people in it, joined by `;`, or a list in Parquet |
 
 Names of columns may be in any case; other columns are ignored. Rows are read as they are needed, so that a table may
@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.datasets.tree import Listing, Note, parse_label, plain_path
-from pipelines.manifest import MANIFEST, Video, split_uri, video_id
 from unmask.errors import Reason, UsageError
 from unmask.inputs import without_password
+from unmask.manifest import MANIFEST, Video, split_uri, video_id
 from unmask.storage import Store
 
 __all__ = ["TABLE_SUFFIXES", "read"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.manifest import Video
 from unmask.errors import Reason, StorageError, UsageError
 from unmask.inputs import VIDEO_SUFFIXES
+from unmask.manifest import Video
 from unmask.storage import Store
 
 __all__ = ["Listing", "Note", "Tree", "note", "parse_label", "plain_path"]

@@ -33,9 +33,8 @@ from pipelines.exports.source import (
     landmarks_in_crop,
     video_rows,
 )
-from pipelines.masks import mask_name
 from unmask.errors import UsageError
-from unmask.products import Products
+from unmask.products import Products, mask_name
 from unmask.storage import Store
 
 __all__ = ["export_dfdc"]

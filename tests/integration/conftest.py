@@ -14,7 +14,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray with two CPUs that ends with the tests; what `ray_session` finds and uses."""
     import ray
 
-    from pipelines.session import ray_session
+    from cluster.session import ray_session
 
     # Workers import the tests' own stages.
     os.environ["PYTHONPATH"] = os.pathsep.join(

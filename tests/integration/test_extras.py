@@ -12,13 +12,13 @@ import pytest
 
 from pipelines.config import CropOptions, EmbedOptions, Job, ScoreOptions
 from pipelines.extras import Extras
-from pipelines.folds import read_folds
 from pipelines.run import RunOptions, run
 from pipelines.score import publish_scores
 from tests.clips import clip
 from tests.mixed import paired_dataset
 from tests.portraits import filmed, scenery
 from unmask.analysis import Analyzer
+from unmask.folds import read_folds
 from unmask.inputs import Source
 from unmask.plan import Sampling
 from unmask.products import Products

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import Job
-from pipelines.manifest import Video, write_manifest
 from pipelines.parcels import Outcome, Parcel, to_row
 from pipelines.run import RunOptions, run
 from pipelines.work import Work
@@ -23,6 +22,7 @@ from tests.clips import Encoding, clip
 from tests.portraits import filmed
 from unmask.atomic import PART
 from unmask.errors import Reason, StorageError
+from unmask.manifest import Video, write_manifest
 from unmask.plan import Sampling
 from unmask.products import Products
 from unmask.storage import Store

@@ -7,8 +7,8 @@ import pytest
 
 from pipelines import datasets
 from pipelines.datasets import KINDS, Listing, Note
-from pipelines.manifest import Video, write_manifest
 from unmask.errors import StorageError, UsageError
+from unmask.manifest import Video, write_manifest
 
 Lay = Callable[[Mapping[str, object]], str]
 

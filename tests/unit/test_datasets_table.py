@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import datasets
-from pipelines.manifest import Video
 from unmask.errors import StorageError, UsageError
+from unmask.manifest import Video
 
 
 def csv(folder: Path, text: str) -> str:

@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipelines import datasets
-from pipelines.folds import assign_folds, assign_splits, check_leaks, read_folds, write_folds
-from pipelines.manifest import Video
 from unmask.errors import StorageError, UsageError
+from unmask.folds import assign_folds, assign_splits, check_leaks, read_folds, write_folds
+from unmask.manifest import Video
 
 
 @st.composite

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import datasets
-from pipelines.manifest import MANIFEST, ROW_GROUP, Manifest, Video, split_uri, video_id, write_manifest
 from unmask.errors import StorageError, UsageError
+from unmask.manifest import MANIFEST, ROW_GROUP, Manifest, Video, split_uri, video_id, write_manifest
 
 NAMES = st.text(st.characters(exclude_characters="\\/;", exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 PARTS = NAMES.filter(lambda name: name.strip() == name and name not in {".", ".."} and len(name.encode()) <= 200)

@@ -7,10 +7,10 @@ import skimage.data
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from pipelines.masks import MaskCount, Originals, Unpaired, difference_mask, mask_name, write_masks
+from pipelines.masks import MaskCount, Originals, Unpaired, difference_mask, write_masks
 from tests.products import BOX, Clip, faked, finished_run, portrait
 from unmask.errors import StorageError, UsageError
-from unmask.products import Products
+from unmask.products import Products, mask_name
 from unmask.storage import Store
 
 

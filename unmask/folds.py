@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipelines.manifest import SPLITS, Video, split_uri
 from unmask.errors import UsageError
+from unmask.manifest import SPLITS, Video, split_uri
 from unmask.storage import Store
 
 __all__ = ["FOLDS", "assign_folds", "assign_splits", "check_leaks", "read_folds", "write_folds"]
