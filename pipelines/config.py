@@ -3,12 +3,12 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from unmask import __version__
 from unmask.detection import NETS, SCORING_THRESHOLDS, weights_file
+from unmask.differences import differences
 from unmask.errors import StorageError, UsageError
 from unmask.plan import Sampling
 from unmask.scoring import ScoringOptions
@@ -221,7 +221,7 @@ def check_same(store: Store, job: Job, **more: Any) -> str:
         record = {"config": digest(wanted), "unmask": __version__, "job": wanted}
         store.write("job.json", (json.dumps(record, indent=1) + "\n").encode())
         return digest(wanted)
-    differing = list(_differences(recorded(store), wanted))
+    differing = list(differences(recorded(store), wanted))
     if differing:
         raise UsageError(
             f"{store.shown} was made with another configuration ({'; '.join(differing[:4])}); choose another --out, or "
@@ -241,19 +241,3 @@ def recorded(store: Store) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise StorageError(f"{store.shown}/job.json is damaged; choose another --out or remove that one.") from None
     return plain
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for n, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{path}.{n}")
-    elif before != now:
-        yield f"{path} was {_shown(before)}, now {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

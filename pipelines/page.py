@@ -8,7 +8,6 @@ Axes: H rows, W columns, C = 3 channels in RGB order.
 """
 
 import base64
-import hashlib
 import itertools
 import json
 import random
@@ -16,12 +15,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,6 +27,7 @@ from numpy.typing import NDArray
 
 from unmask.errors import StorageError
 from unmask.inputs import without_password
+from unmask.pages import environment
 from unmask.products import Products
 from unmask.storage import Store
 
@@ -84,7 +82,7 @@ def write_page(store: Store, products: Products, summary: Mapping[str, Any]) -> 
     sheets = list(_sheets(products, census.sample()))
     place = store.shown
     page = (
-        _environment()
+        environment(Path(__file__).parent)
         .get_template("page.html.jinja")
         .render(
             place=place,
@@ -304,30 +302,3 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     else:
         words = {True: "yes", False: "no", None: "not set"}
         yield name, words[value] if value is None or isinstance(value, bool) else without_password(str(value) or "none")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
-    environment.filters["digest"] = _digest
-    environment.filters["number"] = lambda value: f"{value:,}"
-    return environment
-
-
-def _visible(value: Any) -> Any:
-    r"""Spell out characters that hide or reorder text: a name with U+202E reads `\u202e`, as does a lone surrogate."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
-
-
-def _digest(text: str) -> Markup:
-    """The source expression by which a content security policy admits an inline style."""
-    return Markup("'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'")  # noqa: S704

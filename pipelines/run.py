@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +167,7 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
     kept = plans[: len(job.embed)]
     keys = tuple(known.key([shaping, job.boxes_from_source]) for known in kept)
     for key, known in zip(keys, kept, strict=True):
-        about = {"model": known.options.model, "sha256": known.sha256, "preprocessing": known.preprocessing.to_json()}
+        about = {**asdict(known.options), "sha256": known.sha256, "preprocessing": known.preprocessing.to_json()}
         store.write(f"features/{key}/key.json", json.dumps({**about, **shaping, "dim": known.dim}, indent=1).encode())
     store.sweep()
     return Work(

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from unmask.errors import MediaError, UnmaskError, UsageError
+from unmask.errors import MediaError, TrainingError, UnmaskError, UsageError
 
 if TYPE_CHECKING:
     from unmask.plan import Sampling
@@ -67,7 +67,7 @@ def civil(command: Callable[_P, _R]) -> Callable[_P, _R]:
             return command(*args, **kwargs)
         except UnmaskError as error:
             say(error.message)
-            raise typer.Exit(SOME_FAILED if isinstance(error, MediaError) else WRONG_USAGE) from None
+            raise typer.Exit(SOME_FAILED if isinstance(error, MediaError | TrainingError) else WRONG_USAGE) from None
         except KeyboardInterrupt:
             say("Interrupted; nothing half-written was left.")
             raise typer.Exit(INTERRUPTED) from None

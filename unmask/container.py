@@ -45,8 +45,10 @@ _MOST_REORDERED = 64
 # Containers only: a playlist (HLS, concat, DASH) would make libav open other files and addresses.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,gif,h264,hevc,m4v,mjpeg,"
-    "ivf,nut,obu,av1,apng,rm,dv,wtv,yuv4mpegpipe,mp3,wav,flac,aac,aiff,amr,ac3,eac3,caf,w64,wv"
+    "ivf,nut,obu,av1,apng,rm,dv,wtv,yuv4mpegpipe,mp3,wav,flac,aac,aiff,amr,ac3,eac3,caf,w64,wv,"
+    "jpeg_pipe,png_pipe,webp_pipe"
 )
+_STILLS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe"}
 # Containers that store when each picture is shown; the others count packets, and are wrong where there are B pictures.
 _TIMED = frozenset({"mov", "matroska", "webm", "mpegts", "flv", "live_flv"})
 _INTRA = frozenset({"dnxhd", "ffvhuff", "huffyuv", "mjpeg", "png", "prores", "rawvideo", "utvideo", "v210"})
@@ -128,7 +130,11 @@ def _open(path: Path) -> InputContainer:
         av.logging.set_level(None)
         # The prefix keeps libav from taking a name such as "pipe:0" or "http:x" for an address.
         return av.open(
-            f"file:{path}", mode="r", container_options={"format_whitelist": _FORMATS}, metadata_errors="replace"
+            f"file:{path}",
+            mode="r",
+            format=_still(head),
+            container_options={"format_whitelist": _FORMATS},
+            metadata_errors="replace",
         )
     except (FFmpegError, OSError, ValueError, UnicodeError) as error:
         if _is_container(head):
@@ -137,6 +143,16 @@ def _open(path: Path) -> InputContainer:
             )
             raise MediaError(Reason.TRUNCATED_HEADER, message) from error
         raise MediaError(Reason.NOT_A_VIDEO, f"{path} is not a video file; check what it holds") from error
+
+
+def _still(head: bytes) -> str | None:
+    """The demuxer of a photograph, by its first bytes: a clip of one frame. None for everything else.
+
+    By its name libav would take it for one of a numbered series.
+    """
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp_pipe"
+    return next((demuxer for mark, demuxer in _STILLS.items() if head.startswith(mark)), None)
 
 
 def _is_container(head: bytes) -> bool:

@@ -4,6 +4,7 @@
     ├── UsageError        an option or argument is wrong; the caller corrects it (also a ValueError)
     ├── MediaError        this file, URL or stream gives no score; the others go on
     ├── ModelError        a model cannot be built or a checkpoint cannot be trusted (also a ValueError)
+    ├── TrainingError     a run of training that cannot go on: its loss diverged, its memory is used up
     └── StorageError      a place cannot be read or written: full, read-only, unreachable
 
 Every error carries a `Reason` and one sentence: what is wrong, where, what to do. `Reason` is shared by all rooms, so
@@ -12,7 +13,7 @@ that a frame dropped in a pipeline, a stream or a file is counted under the same
 
 from enum import StrEnum
 
-__all__ = ["MediaError", "ModelError", "Reason", "StorageError", "UnmaskError", "UsageError"]
+__all__ = ["MediaError", "ModelError", "Reason", "StorageError", "TrainingError", "UnmaskError", "UsageError"]
 
 
 class Reason(StrEnum):
@@ -52,6 +53,7 @@ class Reason(StrEnum):
     CHECKPOINT_HASH = "checkpoint_hash"
     CHECKPOINT_VERSION = "checkpoint_version"
     DEVICE_UNAVAILABLE = "device_unavailable"
+    TRAINING_STOPPED = "training_stopped"
     STORAGE = "storage"
     # A process that worked on a video died of it.
     WORKER_LOST = "worker_lost"
@@ -94,6 +96,16 @@ class MediaError(UnmaskError):
 
 class ModelError(UnmaskError, ValueError):
     """A model that cannot be built, or a checkpoint that cannot be trusted."""
+
+
+class TrainingError(UnmaskError):
+    """A run of training that cannot go on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.TRAINING_STOPPED, message)
+
+    def __reduce__(self) -> tuple[type["TrainingError"], tuple[str]]:  # type: ignore[override]
+        return type(self), (self.message,)
 
 
 class StorageError(UnmaskError):

@@ -16,11 +16,22 @@ import httpx
 
 from unmask.errors import MediaError, Reason
 
-__all__ = ["VIDEO_SUFFIXES", "FetchLimits", "Source", "content_id", "expand", "fetched", "without_password"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "FetchLimits",
+    "Source",
+    "content_id",
+    "expand",
+    "fetched",
+    "without_password",
+]
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv .y4m".split()
 )
+IMAGE_SUFFIXES = frozenset(".jpeg .jpg .png .webp".split())
+"""Photographs, which are clips of one frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,10 @@ from unmask.backbones import create_backbone, load_weights
 from unmask.errors import ModelError, Reason, UsageError
 from unmask.window import mean_std
 
-__all__ = ["ForgeryModel", "Head", "ModelConfig", "build"]
+__all__ = ["ForgeryModel", "Head", "ModelConfig", "Task", "build"]
 
 Head = Literal["frame", "mobilenet", "temporal", "l2"]
+Task = Literal["detection", "mos"]
 
 _HIDDEN = (512, 256, 64)
 _LONGEST_WINDOW = 1024
@@ -54,12 +55,16 @@ class ModelConfig:
     """Rate of stochastic depth in the backbone, in training."""
     window: int = 16
     """T, the frames of a clip (temporal head)."""
+    task: Task = "detection"
+    """What the output is: a logit for a manipulation, or the mean opinion score of a fake's quality (S0)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.backbone, str) or not self.backbone:
             raise UsageError(f"backbone is the name of a timm model; got {self.backbone!r}")
         if self.head not in get_args(Head):
             raise UsageError(f"head is one of {', '.join(get_args(Head))}; got {self.head!r}")
+        if self.task not in get_args(Task):
+            raise UsageError(f"task is one of {', '.join(get_args(Task))}; got {self.task!r}")
         if self.head == "mobilenet" and not self.backbone.startswith(_MOBILENET):
             raise UsageError(f"the mobilenet head belongs to {_MOBILENET}* backbones: give {self.backbone} head=frame")
         rates = (self.dropout, self.drop_path)

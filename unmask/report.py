@@ -8,8 +8,6 @@ that would hide or reorder text are spelled out.
 Axes: H rows, W columns, C = 3 channels in RGB order.
 """
 
-import base64
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,17 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from unmask.atomic import replacing
 from unmask.chart import draw_chart, end_of_time_s
 from unmask.errors import Reason
 from unmask.evidence import FrameEvidence, ReportEntry, TrackEvidence, fair_choice
 from unmask.explain import overlay
+from unmask.pages import environment, fitted, jpeg_uri
 from unmask.records import FaceScore, Status, Verdict, VideoScore
 
 __all__ = ["render_report", "write_report"]
@@ -219,7 +215,7 @@ def _account(score: VideoScore) -> list[dict[str, Any]]:
 def _poster(entry: ReportEntry) -> Markup | None:
     """The picture in the summary: the given frame, else the most suspicious crop of the first track."""
     if entry.thumbnail_HWC is not None:
-        return _picture(entry.thumbnail_HWC, _THUMBNAIL_PX)
+        return jpeg_uri(entry.thumbnail_HWC, _THUMBNAIL_PX)
     pictured = [frame for _, track in entry.faces[:1] for frame in track.pictured]
     return _crop_uri(max(pictured, key=lambda frame: frame.score)) if pictured else None
 
@@ -250,53 +246,21 @@ def _track(entry: ReportEntry, face: FaceScore, evidence: TrackEvidence, end_s: 
 
 def _crop_uri(frame: FrameEvidence, side_px: int = _THUMBNAIL_PX) -> Markup:
     assert frame.crop_HWC is not None
-    return _picture(frame.crop_HWC, side_px)
+    return jpeg_uri(frame.crop_HWC, side_px)
 
 
 def _heat_uri(frame: FrameEvidence) -> Markup:
     assert frame.crop_HWC is not None
     assert frame.heatmap_HW is not None
-    return _picture(overlay(_fitted(frame.crop_HWC, _HEAT_PX), frame.heatmap_HW), _HEAT_PX)
-
-
-def _fitted(image_HWC: NDArray[np.uint8], side_px: int) -> NDArray[np.uint8]:
-    """The picture shrunk until its longer side is `side_px`; a smaller one stays as it is."""
-    height, width, _ = image_HWC.shape
-    scale = side_px / max(height, width)
-    if scale >= 1.0:
-        return image_HWC
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-
-
-def _picture(image_HWC: NDArray[np.uint8], side_px: int) -> Markup:
-    """A JPEG data URI."""
-    bgr_HWC = np.ascontiguousarray(_fitted(image_HWC, side_px)[..., ::-1])
-    coded = cv2.imencode(".jpg", bgr_HWC, [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
-    return Markup("data:image/jpeg;base64," + base64.b64encode(coded.tobytes()).decode("ascii"))  # noqa: S704
+    return jpeg_uri(overlay(fitted(frame.crop_HWC, _HEAT_PX), frame.heatmap_HW), _HEAT_PX)
 
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
-    environment.filters["json_data"] = _json_data
-    environment.filters["json_text"] = lambda value: json.dumps(_finite(value), indent=2)
-    environment.filters["digest"] = _digest
-    return environment
-
-
-def _visible(value: Any) -> Any:
-    r"""Spell out characters that hide or reorder text: a name with U+202E reads `\u202e`, as does a lone surrogate."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
+    found = environment(Path(__file__).parent)
+    found.filters["json_data"] = _json_data
+    found.filters["json_text"] = lambda value: json.dumps(_finite(value), indent=2)
+    return found
 
 
 def _finite(value: Any) -> Any:
@@ -312,8 +276,3 @@ def _json_data(value: Any) -> Markup:
     """JSON that may stand in a script element: nothing in it can close the element or open a comment."""
     text = json.dumps(_finite(value))
     return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))  # noqa: S704
-
-
-def _digest(text: str) -> Markup:
-    """The source expression by which a content security policy admits an inline style or script."""
-    return Markup("'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'")  # noqa: S704

@@ -75,7 +75,8 @@ class Store:
         """The URI as people may see it: without user, password and query."""
         return without_password(self.uri).partition("?")[0].rstrip("/") if "://" in self.uri else self.uri
 
-    def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
+    def place(self, name: str = "") -> tuple[pafs.FileSystem, str]:
+        """Where a file is, for those who open it by themselves: pyarrow's file system, and the path in it."""
         if self._opened is None:
             with self.telling("opened"):
                 self._opened = _file_system(self.uri)
@@ -115,11 +116,11 @@ class Store:
     def local_path(self, name: str = "") -> Path:
         """Where a file of a local store lies."""
         assert self.is_local
-        return Path(self._place(name)[1])
+        return Path(self.place(name)[1])
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        system, path = self._place(name)
+        system, path = self.place(name)
         with self.telling("looked at", name):
             return bool(system.get_file_info(path).type == pafs.FileType.File)
 
@@ -130,17 +131,17 @@ class Store:
             folder: Relative to the store's root.
             deep: Those in folders inside it, too.
         """
-        system, path = self._place(folder)
+        system, path = self.place(folder)
         with self.telling("listed", folder):
             found = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=deep))
-        root = self._place("")[1]
+        root = self.place("")[1]
         return sorted(
             str(PurePosixPath(info.path).relative_to(root)) for info in found if info.type == pafs.FileType.File
         )
 
     def open(self, name: str) -> Any:
         """A file for reading at any place: a `pyarrow.NativeFile`, to be used in a `with` block."""
-        system, path = self._place(name)
+        system, path = self.place(name)
         with self.telling("read", name):
             return system.open_input_file(path)
 
@@ -163,7 +164,7 @@ class Store:
                 except FileNotFoundError:
                     _write(path, data)  # somebody removed the folder in between
                 return
-            system, path_there = self._place(name)
+            system, path_there = self.place(name)
             with system.open_output_stream(path_there) as stream:
                 stream.write(data)  # at once: an upload that is interrupted is completed by Arrow as it stands
 
@@ -186,7 +187,7 @@ class Store:
             try:
                 yield copy
                 # Under another name first, for the same reason as in `write`.
-                (system, path_there), (_, part) = self._place(name), self._place(f"{name}{PART}")
+                (system, path_there), (_, part) = self.place(name), self.place(f"{name}{PART}")
                 with copy.open("rb") as source, system.open_output_stream(part) as stream:
                     while chunk := source.read(_CHUNK_BYTES):
                         stream.write(chunk)
@@ -207,7 +208,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
-        system, path = self._place(name)
+        system, path = self.place(name)
         with self.telling("deleted", name):
             if system.get_file_info(path).type == pafs.FileType.File:
                 system.delete_file(path)
@@ -220,7 +221,7 @@ class Store:
 
     def delete_folder(self, folder: str) -> None:
         """Remove a folder and all in it, if it is there."""
-        system, path = self._place(folder)
+        system, path = self.place(folder)
         with self.telling("deleted", folder):
             if system.get_file_info(path).type == pafs.FileType.Directory:
                 system.delete_dir(path)
@@ -229,7 +230,7 @@ class Store:
         """The store's root, which is one file, as a local file: itself, or a copy in `scratch`."""
         if self.is_local:
             return self.local_path()
-        copy = scratch / PurePosixPath(self._place("")[1]).name
+        copy = scratch / PurePosixPath(self.place("")[1]).name
         with self.telling("read"), self.open("") as source, copy.open("wb") as target:
             while chunk := source.read(_CHUNK_BYTES):
                 target.write(chunk)

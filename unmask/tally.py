@@ -7,7 +7,7 @@ Axes: N faces, D features, S = 2 D statistics of a window.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = ["Awaited", "Subject", "Tally", "TrackTally", "usable_rows"]
 _UNSEEN = (Reason.CORRUPT_FRAME, Reason.DECODE_FAILED, Reason.MISSING_FRAME)
 # Frames that were seen, and held nothing to score.
 _LOOKED_AT = (Reason.NO_FACE, Reason.FACE_TOO_SMALL, Reason.FRAME_TOO_SMALL)
+_FACES_AT_ONCE = 256
 
 
 def usable_rows(faces: Faces, options: ScoringOptions) -> list[int]:
@@ -207,6 +208,33 @@ class Tally:
         ]
         return self.model.window_logits(torch.from_numpy(np.stack(statistics)).to(self._device))
 
+    def follow(
+        self, frames: Iterable[tuple[TrackedFrame, NDArray[np.float32]]]
+    ) -> Iterator[tuple[list[Awaited], NDArray[np.float64]]]:
+        """Take frames whose features are known already, in place of `add` and `score`.
+
+        Args:
+            frames: In the order of presentation; each with the features float32 (N, D) of all its faces. The rows of
+                faces that `usable_rows` leaves out are not read. They are taken one by one and not kept.
+
+        Yields:
+            The faces that count, many at a time, with their scores as `score` gives them.
+
+        Raises:
+            ValueError: As `score`.
+        """
+        faces: list[Awaited] = []
+        rows: list[NDArray[np.float32]] = []
+        for frame, features_ND in frames:
+            for face in self.add(frame):
+                faces.append(face)
+                rows.append(features_ND[face.row])
+            if len(faces) >= _FACES_AT_ONCE:
+                yield faces, self.score(faces, _stacked(rows))
+                faces, rows = [], []
+        if faces:
+            yield faces, self.score(faces, _stacked(rows))
+
     def conclude(self, subject: Subject) -> VideoScore:
         """The result, when all frames have come and all faces are scored. The face that decides is its first.
 
@@ -285,3 +313,7 @@ class Tally:
             yield "The model is not calibrated: its scores rank videos, but are no probabilities."
         if unseen:
             yield f"{unseen} of {self.received} frames are damaged or missing and were left out."
+
+
+def _stacked(rows: list[NDArray[np.float32]]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(rows).astype(np.float32, copy=False))

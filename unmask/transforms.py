@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.errors import UsageError
 
-__all__ = ["MARGINS", "Fit", "Interpolation", "Preprocessing", "resize", "to_tensor"]
+__all__ = ["MARGINS", "Fit", "Interpolation", "Preprocessing", "normalised", "resize", "to_tensor"]
 
 Fit = Literal["stretch", "square", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "area"]
@@ -162,11 +162,24 @@ def to_tensor(
     pixels_NHWC = np.empty((len(crops), height, width, 3), np.uint8)
     for pixels_HWC, crop_HWC in zip(pixels_NHWC, crops, strict=True):
         pixels_HWC[...] = resize(crop_HWC, preprocessing)
-    on_device_NHWC = torch.from_numpy(pixels_NHWC).to(device)
+    return normalised(torch.from_numpy(pixels_NHWC).to(device), preprocessing)
+
+
+def normalised(pixels_NHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """From pixels of the model's size to its input.
+
+    Args:
+        pixels_NHWC: uint8 (N, H, W, 3), on any device.
+        preprocessing: The model's.
+
+    Returns:
+        float32 (N, 3, H, W) on the same device.
+    """
+    device = pixels_NHWC.device
     # ((x / 255) - mean) / std as one multiplication and one addition.
     std_C11 = torch.tensor(preprocessing.std, device=device).view(3, 1, 1)
     mean_C11 = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
-    inputs_N3HW = on_device_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    inputs_N3HW = pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return inputs_N3HW.mul_(1 / (255.0 * std_C11)).sub_(mean_C11 / std_C11)
 
 

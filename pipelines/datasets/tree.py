@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import Reason, StorageError, UsageError
-from unmask.inputs import VIDEO_SUFFIXES
+from unmask.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from unmask.manifest import Video
 from unmask.storage import Store
 
 __all__ = ["Listing", "Note", "Tree", "note", "parse_label", "plain_path"]
 
 _DESCRIPTIONS = frozenset({".json", ".csv", ".txt"})
-_KEPT = VIDEO_SUFFIXES | _DESCRIPTIONS
+_KEPT = VIDEO_SUFFIXES | IMAGE_SUFFIXES | _DESCRIPTIONS
 # Hidden files, and the mask videos of FaceForensics++, which lie among its fakes.
 _LEFT_OUT = re.compile(r"/\.|/manipulated_sequences/(?:[^/]+/)*masks/")
 
@@ -75,7 +75,8 @@ def parse_label(text: object) -> int | None:
 class Tree:
     """The videos and descriptions (.json, .csv, .txt) under a folder, by their paths relative to it.
 
-    Hidden files and folders are left out, and FaceForensics++'s mask videos. Links are followed.
+    Hidden files and folders are left out, and FaceForensics++'s mask videos. Links are followed. Where there is no video
+    at all, photographs are the videos: clips of one frame each. Beside videos they are thumbnails, and left out.
 
     Args:
         uri: A path, or the URL of a folder in any file system that `Store` opens.
@@ -94,7 +95,9 @@ class Tree:
         self._root, self._query = root.rstrip("/"), ask + query
         self.name = posixpath.basename(self._root)
         files = sorted(self._files())
-        self.videos = [f for f in files if posixpath.splitext(f)[1].lower() in VIDEO_SUFFIXES]
+        self.videos = [f for f in files if posixpath.splitext(f)[1].lower() in VIDEO_SUFFIXES] or [
+            f for f in files if posixpath.splitext(f)[1].lower() in IMAGE_SUFFIXES
+        ]
         self.descriptions = [f for f in files if posixpath.splitext(f)[1].lower() in _DESCRIPTIONS]
         if not files:
             raise UsageError(

@@ -386,3 +386,11 @@ def test_hidden_folders_above_the_dataset_do_not_matter(tmp_path: Path) -> None:
     for name in ("real/a.mp4", "real/.b.mp4", "real/.trash/c.mp4"):
         (tmp_path / ".cache" / name).write_bytes(b"")
     assert [v.video for v in datasets.read(f"{tmp_path}/.cache").videos] == ["real/a"]
+
+
+def test_photographs_are_clips_where_there_is_no_video(lay: Lay) -> None:
+    files: dict[str, object] = {"real/a.jpg": "", "real/b.PNG": "", "real/list.txt": "", "fake/c.webp": ""}
+    listing = datasets.read(lay(files))
+    assert {v.video: v.label for v in listing.videos} == {"real/a.jpg": 0, "real/b.PNG": 0, "fake/c.webp": 1}
+    beside = datasets.read(lay({**files, "real/d.mp4": ""}))
+    assert [v.video for v in beside.videos] == ["real/d"]  # the others are thumbnails

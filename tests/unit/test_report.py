@@ -27,6 +27,7 @@ from unmask.evidence import FrameEvidence, ReportEntry, TrackEvidence
 from unmask.inputs import Source
 from unmask.models import ForgeryModel, ModelConfig
 from unmask.mtcnn import MTCNN
+from unmask.pages import jpeg_uri
 from unmask.plan import Sampling
 from unmask.records import (
     ErrorInfo,
@@ -415,10 +416,10 @@ def test_the_picture_of_a_video_is_of_the_track_that_decides() -> None:
     worst = max(entry.tracks[1].frames, key=lambda frame: frame.score)
     first, _ = posters(render(entry, make_entry(0.2, Verdict.AUTHENTIC)))
     assert worst.crop_HWC is not None
-    assert first == report._picture(worst.crop_HWC, 112)
+    assert first == jpeg_uri(worst.crop_HWC, 112)
     first, _ = posters(render(with_stray(decides=2), make_entry(0.2, Verdict.AUTHENTIC)))
     assert entry.tracks[0].frames[0].crop_HWC is not None
-    assert first == report._picture(entry.tracks[0].frames[0].crop_HWC, 112)
+    assert first == jpeg_uri(entry.tracks[0].frames[0].crop_HWC, 112)
 
 
 def test_a_score_just_below_the_threshold_does_not_read_as_equal_to_it() -> None:

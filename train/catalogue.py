@@ -1,0 +1,282 @@
+"""All faces of preprocessed datasets as arrays: what a training run draws from and an evaluation goes through.
+
+Axes: N faces, V videos, K = 5 landmarks; boxes are x1, y1, x2, y2 in pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from unmask.errors import UsageError
+from unmask.manifest import Video
+from unmask.products import Products
+from unmask.storage import Store
+from unmask.transforms import Preprocessing
+
+__all__ = ["Catalogue", "CataloguedVideo", "Place"]
+
+# What a crop may lack of the region that a model wants, in pixels: boxes are rounded.
+_SLACK_PX = 1.5
+_MOST_UNCOVERED = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CataloguedVideo:
+    """One video that gave faces, of one of the datasets."""
+
+    key: str
+    """Unique over all datasets: `<dataset>/<id>`."""
+    dataset: str
+    """Name of the folder that it was preprocessed into."""
+    about: Video
+    """What the manifest says. Ids of videos and people carry the dataset's name too."""
+    rows: slice
+    """Its faces."""
+    shard: int
+    """Where its row is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a crop is stored: bytes [offset, offset + size) of a file of `Catalogue.files`."""
+
+    file: int
+    offset: int
+    size: int
+    shown: str
+
+
+class Catalogue:
+    """The faces of one or more outputs of `unmask preprocess`, by video, frame and face.
+
+    Attributes:
+        videos: V videos with at least one face, in the order of their datasets' manifests.
+        stores: Where each dataset lies, by name.
+        files: Files that hold crops: the store, and the name in it.
+        video_N: int32, which video a face is of.
+        frame_N: int32, the frame's position in the video.
+        face_N: int16, rank of the face in its frame, most probable first.
+        pts_s_N: float64, presentation time in seconds.
+        track_N: int32, whose face it is within the video; -1 where that is not known (damaged frames).
+        after_gap_N: bool, this face was not seen in the frame before.
+        corrupt_N: bool, the frame is damaged.
+        probability_N: float32 in [0, 1], of the detector.
+        box_N4: float32, pixels of the frame.
+        landmarks_frame_N52: float32 (N, 5, 2), pixels of the frame.
+        landmarks_N52: float32 (N, 5, 2), pixels of the crop.
+        transform_N6: float32, 2 x 3 from a pixel of the crop to the frame.
+        size_N2: int16, width and height of the crop.
+    """
+
+    def __init__(self, tables: Sequence[tuple[str, Store, int, pa.Table, pa.Table]]) -> None:
+        """See `read`.
+
+        Args:
+            tables: Of each shard: dataset, store, number, videos, faces.
+        """
+        self.stores: dict[str, Store] = {}
+        self.videos: list[CataloguedVideo] = []
+        self.files: list[tuple[Store, str]] = []
+        self._file_of: dict[tuple[str, str], int] = {}
+        pieces: list[dict[str, NDArray[Any]]] = []
+        start = 0
+        for dataset, store, shard, videos, faces in tables:
+            self.stores[dataset] = store
+            piece, found = self._shard(dataset, store, shard, videos, faces, start)
+            pieces.append(piece)
+            self.videos.extend(found)
+            start += len(faces)
+        joined = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]} if pieces else {}
+        self.video_N: NDArray[np.int32] = joined.get("video", np.zeros(0, np.int32))
+        for number, video in enumerate(self.videos):
+            self.video_N[video.rows] = number
+        self.frame_N: NDArray[np.int32] = joined["frame"]
+        self.face_N: NDArray[np.int16] = joined["face"]
+        self.pts_s_N: NDArray[np.float64] = joined["pts_s"]
+        self.track_N: NDArray[np.int32] = joined["track"]
+        self.after_gap_N: NDArray[np.bool_] = joined["after_gap"]
+        self.corrupt_N: NDArray[np.bool_] = joined["is_corrupt"]
+        self.probability_N: NDArray[np.float32] = joined["probability"]
+        self.box_N4: NDArray[np.float32] = joined["box"].reshape(-1, 4)
+        self.landmarks_frame_N52: NDArray[np.float32] = joined["landmarks"].reshape(-1, 5, 2)
+        self.landmarks_N52: NDArray[np.float32] = joined["crop_landmarks"].reshape(-1, 5, 2)
+        self.transform_N6: NDArray[np.float32] = joined["crop_transform"].reshape(-1, 6)
+        self.size_N2: NDArray[np.int16] = np.stack([joined["crop_width"], joined["crop_height"]], 1)
+        self._crops_N3: NDArray[np.int64] = joined["crops"]
+
+    def __len__(self) -> int:
+        """N, the number of faces."""
+        return len(self.frame_N)
+
+    def __repr__(self) -> str:
+        return f"Catalogue({len(self.videos)} videos, {len(self)} faces of {', '.join(self.stores)})"
+
+    @classmethod
+    def read(cls, uris: Sequence[str]) -> "Catalogue":
+        """Read the tables of outputs of `unmask preprocess`.
+
+        Args:
+            uris: Folders or URLs of buckets.
+
+        Raises:
+            UsageError: One of them is no such output, holds no crops or no face, or two have the same name.
+            StorageError: A table cannot be read.
+        """
+        tables = []
+        for dataset, store in _named(uris):
+            products = Products(store)
+            shards = products.shards()
+            if not shards:
+                raise UsageError(f"{store.shown} holds nothing that was preprocessed; run unmask preprocess first")
+            tables += [(dataset, store, s, products.videos(s), products.faces(s)) for s in shards]
+            if not any(len(faces) for name, *_, faces in tables if name == dataset):
+                raise UsageError(f"no face was found in the videos of {store.shown}; see its index.html")
+        return cls(tables)
+
+    def _shard(
+        self, dataset: str, store: Store, shard: int, videos: pa.Table, faces: pa.Table, start: int
+    ) -> tuple[dict[str, NDArray[Any]], list[CataloguedVideo]]:
+        ids = faces["video"].to_pylist()
+        if len(faces) and faces["crop_file"].null_count:
+            raise UsageError(f"{store.shown} holds no crops; preprocess with `crops` among the products")
+        first: dict[str, int] = {}
+        count: dict[str, int] = {}
+        for n, name in enumerate(ids):
+            first.setdefault(name, n)
+            count[name] = count.get(name, 0) + 1
+        found = [
+            CataloguedVideo(
+                key=f"{dataset}/{row['video']}",
+                dataset=dataset,
+                about=_about(dataset, row),
+                rows=slice(start + first[row["video"]], start + first[row["video"]] + count[row["video"]]),
+                shard=shard,
+            )
+            for row in videos.to_pylist()
+            if row["video"] in first
+        ]
+        return self._arrays(dataset, store, faces), found
+
+    def _arrays(self, dataset: str, store: Store, faces: pa.Table) -> dict[str, NDArray[Any]]:
+        names = faces["crop_file"].to_pylist()
+        file_N = np.fromiter((self._file(dataset, store, name) for name in names), np.int64, len(names))
+        plain = {k: faces[k].to_numpy() for k in ("frame", "face", "pts_s", "probability", "crop_width", "crop_height")}
+        lists = {k: faces[k].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+                 for k in ("box", "landmarks", "crop_landmarks", "crop_transform")}  # fmt: skip
+        flags = {k: faces[k].to_numpy().astype(np.bool_) for k in ("after_gap", "is_corrupt")}
+        return {
+            **plain,
+            **lists,
+            **flags,
+            "video": np.full(len(faces), -1, np.int32),
+            "track": faces["track"].fill_null(-1).to_numpy(),
+            "crops": np.stack([file_N, faces["crop_offset"].to_numpy(), faces["crop_bytes"].to_numpy()], 1).astype(
+                np.int64
+            ),
+        }
+
+    def _file(self, dataset: str, store: Store, name: str) -> int:
+        if (dataset, name) not in self._file_of:
+            self._file_of[dataset, name] = len(self.files)
+            self.files.append((store, name))
+        return self._file_of[dataset, name]
+
+    def place_of(self, face: int) -> Place:
+        """Where the crop of a face is stored."""
+        file, offset, size = self._crops_N3[face].tolist()
+        store, name = self.files[file]
+        return Place(file, offset, size, f"{store.shown}/{name}")
+
+    def name_of(self, face: int) -> str:
+        """What to call a face in a sentence: its video's key, frame and rank."""
+        return f"{self.videos[self.video_N[face]].key} frame {self.frame_N[face]} face {self.face_N[face]}"
+
+    def box_in_crop(self, face: int) -> NDArray[np.float64]:
+        """The face's box in pixels of its crop, float64 (4,), where that was not turned."""
+        a, _, x, _, e, y = self.transform_N6[face].astype(np.float64).tolist()
+        return (self.box_N4[face].astype(np.float64) - [x, y, x, y]) / [a, e, a, e]
+
+    def side_px_N(self) -> NDArray[np.float32]:
+        """The shorter side of each face's box, float32 (N,)."""
+        sides_N2 = self.box_N4[:, 2:] - self.box_N4[:, :2]
+        return sides_N2.min(1)
+
+    def check_covers(self, preprocessing: Preprocessing) -> None:
+        """See that crops show what a model wants to see.
+
+        Raises:
+            UsageError: They were cut more closely, or turned.
+        """
+        turned_N = np.abs(self.transform_N6[:, 1]) > 1e-3 * np.abs(self.transform_N6[:, 0])
+        if turned_N.any() and not preprocessing.align:
+            raise UsageError(
+                "the crops were turned upright (--align), and this model takes faces as they are: preprocess without"
+            )
+        if preprocessing.align:
+            return self._check_aligned(preprocessing)
+        a_N, e_N = (self.transform_N6[:, k].astype(np.float64) for k in (0, 4))
+        shift_N4 = self.transform_N6[:, [2, 5, 2, 5]].astype(np.float64)
+        box_N4 = (self.box_N4 - shift_N4) / np.stack([a_N, e_N, a_N, e_N], 1)
+        centre_N2, side_N2 = (box_N4[:, :2] + box_N4[:, 2:]) / 2, (box_N4[:, 2:] - box_N4[:, :2])
+        wanted_N2 = side_N2 * preprocessing.margin
+        if preprocessing.fit == "square":
+            wanted_N2 = np.repeat(wanted_N2.max(1, keepdims=True), 2, 1)
+        low_N2, high_N2 = centre_N2 - wanted_N2 / 2, centre_N2 + wanted_N2 / 2
+        short_N = ((low_N2 < -_SLACK_PX) | (high_N2 > self.size_N2 + _SLACK_PX)).any(1)
+        if short_N.mean() > _MOST_UNCOVERED:
+            held = float(np.median(self.size_N2.min(1) / side_N2.max(1)))
+            shape = " in squares" if preprocessing.fit == "square" else ""
+            raise UsageError(
+                f"the crops show about {held:.2f} times the face's box, and this model wants "
+                f"{preprocessing.margin:.2f} times{shape}: preprocess with --margin {preprocessing.margin:.2f} or more"
+            )
+        return None
+
+    def _check_aligned(self, preprocessing: Preprocessing) -> None:
+        from unmask.faces import alignment
+
+        short = 0
+        sample = range(0, len(self), max(len(self) // 200, 1))
+        for n in sample:
+            matrix_23, side = alignment(self.landmarks_N52[n], preprocessing.margin)
+            corners_42 = np.array([[0, 0], [side, 0], [0, side], [side, side]], np.float64)
+            there_42 = corners_42 @ matrix_23[:, :2].T + matrix_23[:, 2]
+            width, height = self.size_N2[n].tolist()
+            slack = _SLACK_PX + 0.1 * side
+            short += bool((there_42 < -slack).any() or (there_42 > [width + slack, height + slack]).any())
+        if short > 0.5 * len(sample):
+            raise UsageError(
+                f"the crops are cut too closely to turn faces upright with a margin of {preprocessing.margin:.2f}: "
+                f"preprocess with --align --margin {preprocessing.margin:.2f}, or with a larger --margin"
+            )
+
+
+def _named(uris: Sequence[str]) -> Iterator[tuple[str, Store]]:
+    """The stores, each with the name of its folder."""
+    seen: dict[str, str] = {}
+    for uri in uris:
+        store = Store(uri)
+        name = PurePosixPath(store.shown.rstrip("/")).name or "data"
+        if name in seen:
+            raise UsageError(f"{seen[name]} and {store.shown} are both called {name}; rename one of the folders")
+        seen[name] = store.shown
+        yield name, store
+
+
+def _about(dataset: str, row: dict[str, Any]) -> Video:
+    """The manifest's part of a row, with ids that are unique over all datasets."""
+    names = Video.__dataclass_fields__
+    video = Video(**{k: v for k, v in row.items() if k in names} | {"identity": tuple(row["identity"] or ())})
+    return replace(
+        video,
+        video=f"{dataset}/{video.video}",
+        source=f"{dataset}/{video.source}" if video.source else None,
+        identity=tuple(f"{dataset}/{name}" for name in video.identity),
+    )
+
+

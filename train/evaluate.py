@@ -1,0 +1,180 @@
+"""`unmask evaluate`: how good a model is on preprocessed videos that it has not seen, in one page and one JSON file.
+
+Also `python -m train.evaluate`.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unmask import console
+from unmask.console import AsJson, Device, civil, err, print_json, say
+
+if TYPE_CHECKING:
+    from train.findings import Findings
+
+__all__ = ["PAGE", "RESULTS", "app", "evaluate", "main"]
+
+PAGE, RESULTS = "evaluation.html", "evaluation.json"
+"""What is written to the folder of `--out`."""
+# What a terminal shows of the metrics.
+_SHOWN = {
+    "auc": "AUC",
+    "eer": "EER",
+    "average_precision": "AP",
+    "balanced_accuracy": "balanced accuracy",
+    "log_loss": "log loss",
+    "plcc": "PLCC",
+    "srcc": "SRCC",
+    "rmse": "RMSE",
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@civil
+def evaluate(
+    model: Annotated[
+        list[str],
+        typer.Option("--model", help="A checkpoint, a preset, a timm backbone or an ensemble.json; MODEL:WEIGHT and "
+                     "several of them are averaged."),
+    ],
+    data: Annotated[list[str], typer.Option("--data", help="What unmask preprocess wrote; may be repeated.")],
+    out: Annotated[str, typer.Option("--out", help=f"Write {PAGE} and {RESULTS} here: a folder, or a bucket's URL.")],
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="test, val, train, all, or unseen: all that the model was not made from [test]."),
+    ] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also perturb the faces: eight ways, five severities, and a CRF sweep.")
+    ] = False,
+    robustness_videos: Annotated[
+        int, typer.Option("--robustness-videos", help="Perturb at most so many videos; 0 for all.")
+    ] = 200,
+    heatmaps: Annotated[
+        int, typer.Option("--heatmaps", metavar="N", help="Test the heat maps of N faces, and show some.")
+    ] = 0,
+    aggregation: Annotated[
+        str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
+    ] = "confident",
+    resamples: Annotated[
+        int, typer.Option("--resamples", help="Draws of videos for the 95% intervals; 0 for none.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", help="Faces a pass.")] = 32,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Evaluate a model, or an ensemble, on preprocessed videos: AUC, EER, calibration and more, with their intervals.
+
+    A video whose people the model was made from is refused, unless --split names train or val. Exit status: 0, or 2 for
+    wrong usage.
+    """
+    from train.evaluation_page import render_page
+    from train.findings import Examination
+    from unmask.scoring import ScoringOptions
+    from unmask.storage import Store
+
+    how = Examination(
+        scoring=ScoringOptions(aggregation=aggregation),
+        batch=batch,
+        resamples=resamples,
+        seed=seed,
+        robustness=robustness,
+        robustness_videos=robustness_videos,
+        heatmaps=heatmaps,
+    )
+    store = Store(out)
+    store.check_writable()  # better now than when all is scored
+    findings = _examined(model, data, split, device, how)
+    document = {**findings.document, "created": datetime.now(UTC).isoformat(timespec="seconds"), "command": _command()}
+    page = render_page(findings, document)
+    store.write(RESULTS, (json.dumps(document, allow_nan=False, indent=1) + "\n").encode())
+    store.write(PAGE, page.encode("utf-8", errors="backslashreplace"))
+    if as_json:
+        print_json(document)
+    else:
+        _show(document)
+    say(f"The evaluation lies in {store.local_path(PAGE) if store.is_local else f'{store.shown}/{PAGE}'}")
+
+
+def _examined(models: list[str], data: list[str], split: str | None, device: str, how: Any) -> "Findings":
+    from train.catalogue import Catalogue
+    from train.crops import CropReader
+    from train.ensemble import Ensemble, weighted_names
+    from train.findings import examine, steps
+    from train.selection import select
+    from unmask.devices import select_device
+
+    weighted_names(models)  # what is wrong with them shows before anything is read
+    where = select_device(device)
+    catalogue = Catalogue.read(data)
+    ensemble = Ensemble.load(models, where)
+    for member in ensemble.members:
+        catalogue.check_covers(member.description.preprocessing)
+    selection = select(catalogue, split, ensemble)
+    for caveat in selection.caveats:
+        say(caveat)
+    with _progress(steps(ensemble, selection, how)) as advance:
+        return examine(ensemble, selection, CropReader(catalogue), how, progress=advance)
+
+
+def _command() -> str:
+    from unmask.inputs import without_password
+
+    given = sys.argv[2:] if sys.argv[1:2] == ["evaluate"] else sys.argv[1:]
+    return shlex.join(["unmask", "evaluate", *map(without_password, given)])
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, if that is a terminal."""
+    columns = (TextColumn("videos"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def _show(document: dict[str, Any]) -> None:
+    """The main numbers as a table."""
+    results, is_mos = document["results"], document["task"] == "mos"
+    rows = [("all", results["overall"] if is_mos else results["overall"]["video"])]
+    if is_mos:
+        rows += [(row["set"], row) for row in results["sets"]]
+    else:
+        rows += [(row["dataset"], row["video"]) for row in results["datasets"]]
+    rows = rows[1:] if len(rows) == 2 else rows
+    shown = [name for name in _SHOWN if name in rows[0][1]["metrics"]]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Videos of", overflow="fold")
+    for heading in ("Videos", *(_SHOWN[name] for name in shown)):
+        table.add_column(heading, justify="right")
+    for name, row in rows:
+        table.add_row(escape(name), f"{row['videos']:,}", *(_cell(row["metrics"][metric]) for metric in shown))
+    console.out.print(table)
+
+
+def _cell(measure: dict[str, Any]) -> str:
+    if measure["value"] is None:
+        return "-"
+    value = f"{measure['value']:.3f}"
+    return value if measure["low"] is None else f"{value}\n[dim]{measure['low']:.3f} to {measure['high']:.3f}[/]"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `python -m train.evaluate`; `unmask evaluate` gives its own arguments."""
+    console.run(app, "unmask evaluate", arguments)
+
+
+if __name__ == "__main__":
+    main()

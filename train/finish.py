@@ -1,0 +1,128 @@
+"""What a run leaves: the best epoch as a calibrated checkpoint, and a summary."""
+
+import datetime as dt
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.validation import Validated
+from unmask import __version__
+from unmask.calibration import Calibration
+from unmask.checkpoints import Description, save
+from unmask.errors import UsageError
+from unmask.provenance import USED, used_digests
+from unmask.scoring import AGGREGATIONS, ScoringOptions
+
+if TYPE_CHECKING:
+    from train.loop import Training
+
+__all__ = ["BEST", "SUMMARY", "calibrated", "keep_best", "write_summary"]
+
+BEST, SUMMARY = "best.safetensors", "summary.json"
+"""Files in a run's folder. Where the summary is, the run has ended."""
+
+_FPR = _FNR = 0.05
+"""The operating point: error rates on videos of validation between which a verdict abstains."""
+
+
+def calibrated(validated: Validated, split: str) -> Calibration:
+    """Read the logits of validation as probabilities, and choose the thresholds of a verdict.
+
+    The temperature is fitted on single frames or clips, as it is applied; the thresholds on videos, whose score is
+    aggregated as in scoring.
+
+    Args:
+        validated: Of people that were not trained on.
+        split: What they are, in words.
+    """
+    try:
+        fitted = Calibration.fit(validated.logits_K, validated.labels_K, source=split)
+    except UsageError as error:
+        return Calibration(source=f"not fitted: {error.message}")
+    aggregate = AGGREGATIONS[ScoringOptions().aggregation]
+    groups, first_G = np.unique(validated.groups_K, return_index=True)
+    probability_K = fitted.probability(validated.logits_K)
+    score_G = np.array([aggregate(probability_K[validated.groups_K == g]) for g in groups])
+    label_G = validated.labels_K[first_G]
+    try:
+        return fitted.at_error_rates(
+            _logits(fitted, score_G[label_G == 0]), _logits(fitted, score_G[label_G == 1]), fpr=_FPR, fnr=_FNR
+        )
+    except UsageError:
+        return fitted  # too few videos to measure error rates: the threshold stays at 1/2
+
+
+def _logits(calibration: Calibration, score_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logits that are read as these probabilities."""
+    clipped_N = np.clip(score_N, 1e-12, 1 - 1e-12)
+    found: NDArray[np.float64] = (np.log(clipped_N / (1 - clipped_N)) - calibration.bias) * calibration.temperature
+    return found
+
+
+def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -> None:
+    """Write the checkpoint of the epoch that validation likes best so far."""
+    config, material = training.config, training.material
+    is_mos = config.model.task == "mos"
+    splits = {
+        name: [material.catalogue.videos[n].about for n in getattr(material.splits, name)] for name in ("train", "val")
+    }
+    source = f"{len(splits['val'])} videos of validation ({material.splits.how})"
+    model = training.judge().model
+    description = Description(
+        name=config.recipe,
+        version=__version__,
+        config=config.model,
+        preprocessing=material.preprocessing,
+        calibration=Calibration() if is_mos else calibrated(validated, source),
+        trained=True,
+        provenance={
+            "recipe": config.recipe,
+            "config": config.to_json(),
+            "seed": training.run.seed,
+            "epoch": row["epoch"],
+            "validation": {k: row[f"val_{k}"] for k in validated.metrics},
+            "data": sorted(material.catalogue.stores),
+            "splits": material.splits.describe(),
+            "mos_by_method": _lookup(training) if is_mos else {},
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "timm")},
+            USED: used_digests(splits),
+        },
+    )
+    with TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "whole.safetensors"
+        save(whole, model, description)
+        with training.store.writing(BEST, Path(scratch)) as path:
+            shutil.move(whole, path)
+
+
+def _lookup(training: "Training") -> dict[str, float]:
+    """Mean opinion score of each method in training: what a look at the file's name alone would answer."""
+    by_method: dict[str, list[float]] = {}
+    for number in training.material.splits.train:
+        about = training.material.catalogue.videos[number].about
+        if about.mos is not None:
+            by_method.setdefault(about.method or "", []).append(about.mos)
+    return {method: float(np.mean(scores)) for method, scores in sorted(by_method.items())}
+
+
+def write_summary(training: "Training") -> None:
+    """Say that a run has ended, and how."""
+    rows, select = training.history.rows, training.config.loop.select
+    best = [row for row in rows if row["is_best"]][-1]
+    summary = {
+        "run": training.run.name,
+        "epochs": len(rows),
+        "best_epoch": best["epoch"],
+        "selected_by": select,
+        "validation": {k.removeprefix("val_"): v for k, v in best.items() if k.startswith("val_")},
+        "seconds": round(sum(r["seconds"] for r in rows), 1),
+        "substituted": sum(r["substituted"] for r in rows),
+    }
+    training.store.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())

@@ -1,0 +1,92 @@
+"""What one model is trained on: the samples of its splits, made from preprocessed folders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.augment import SelfBlend, strategy
+from train.catalogue import Catalogue
+from train.clips import Samples
+from train.config import TrainConfig
+from train.crops import CropReader
+from train.kept import KeptFeatures
+from train.samplers import Pool
+from train.splits import Splits, splits_of
+from unmask.errors import UsageError
+from unmask.transforms import Preprocessing
+
+__all__ = ["Material"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Material:
+    """Everything that a run reads."""
+
+    catalogue: Catalogue
+    splits: Splits
+    preprocessing: Preprocessing
+    train: Samples
+    val: Samples
+    kept: KeptFeatures | None
+    """Features in place of crops."""
+
+    @classmethod
+    def of(
+        cls, catalogue: Catalogue, config: TrainConfig, *, seed: int, cache: Path | None = None
+    ) -> "Material":
+        """Gather it.
+
+        Args:
+            catalogue: All faces.
+            config: The run's.
+            seed: The run's.
+            cache: A local folder for crops that lie in buckets.
+
+        Raises:
+            UsageError: Splits that cannot be used, crops or features that do not fit the model.
+        """
+        preprocessing = config.input.preprocessing(config.model.backbone)
+        splits = splits_of(catalogue, config, seed)
+        kept = None
+        if config.data.cached_features:
+            kept = KeptFeatures.find(catalogue, config.model.backbone, preprocessing)
+        else:
+            catalogue.check_covers(preprocessing)
+        reader = CropReader(catalogue, cache)
+        blend = SelfBlend() if config.data.draw == "selfblend" else None
+        plain = config.augment.strategy == "none"
+        made = {
+            name: Samples(
+                catalogue,
+                reader,
+                _pool(catalogue, videos, config, name),
+                config,
+                preprocessing,
+                strategy=None if plain or name == "val" else strategy(config.augment.strategy, preprocessing.size_HW),
+                blend=blend,
+                seed=seed if name == "train" else 0,
+                features=None if kept is None else kept.features_ND,
+            )
+            for name, videos in (("train", splits.train), ("val", splits.val))
+        }
+        return cls(
+            catalogue=catalogue,
+            splits=splits,
+            preprocessing=preprocessing,
+            train=made["train"],
+            val=made["val"],
+            kept=kept,
+        )
+
+
+def _pool(catalogue: Catalogue, videos: Sequence[int], config: TrainConfig, name: str) -> Pool:
+    clips = config.model.head == "temporal"
+    pool = Pool.of(catalogue, videos, config.data, clips=clips, mos=config.model.task == "mos")
+    if clips:
+        pool = pool.on_main_tracks(catalogue)
+    if not len(pool):
+        raise UsageError(
+            f"the split {name} has no usable face: all are smaller than data.min_face_px={config.data.min_face_px} or "
+            "in damaged frames"
+        )
+    return pool

@@ -1,0 +1,104 @@
+"""The folder of a training: its configuration, a folder a model, and at the end the model that was chosen.
+
+config.json               what is trained on what, as resolved; another configuration is refused
+seed-0/                   one model: last.pt, best.safetensors, history.json, summary.json, tensorboard/
+plots/                    histories of all models: loss.png, auc.png, rate.png
+model.safetensors         the best of them
+ensemble.json             all of them, where there are several seeds; `unmask evaluate --model` takes it
+summary.json              what was chosen, and why
+evaluation/               on people whom none of them has seen
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from train.config import TrainConfig, runs
+from train.finish import BEST, SUMMARY
+from train.history import HISTORY, plot
+from train.validation import HIGHER_IS_BETTER
+from train.worker import STOPPED, run_folder
+from unmask.differences import differences
+from unmask.errors import StorageError, UsageError
+from unmask.storage import Store
+
+__all__ = ["MODEL", "Project"]
+
+MODEL, CONFIG, ENSEMBLE = "model.safetensors", "config.json", "ensemble.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """One training.
+
+    Args:
+        store: Its folder.
+        config: What is trained.
+        data: On what.
+    """
+
+    store: Store
+    config: TrainConfig
+    data: tuple[str, ...]
+
+    @classmethod
+    def begin(cls, out: str, config: TrainConfig, data: tuple[str, ...]) -> "Project":
+        """Begin a training, or take one up that was begun with the same configuration.
+
+        Raises:
+            UsageError: The folder holds another training.
+            StorageError: Nothing can be written there.
+        """
+        store = Store(out)
+        store.check_writable()
+        wanted = {"config": config.to_json(), "data": list(data)}
+        if store.exists(CONFIG):
+            differing = list(differences(_recorded(store), wanted))
+            if differing:
+                raise UsageError(
+                    f"{store.shown} holds a training with another configuration ({'; '.join(differing[:4])}); choose "
+                    "another --out, or the same options as before"
+                )
+        else:
+            store.write(CONFIG, (json.dumps(wanted, indent=1) + "\n").encode())
+        store.delete(STOPPED)
+        return cls(store=store, config=config, data=data)
+
+    def is_trained(self) -> bool:
+        """Whether every model is."""
+        return all(run_folder(self.store.uri, run.name).exists(SUMMARY) for run in runs(self.config))
+
+    def conclude(self) -> str:
+        """Choose the best model, draw the histories, and sum up. Returns where the model lies."""
+        names = [run.name for run in runs(self.config)]
+        summaries = {name: json.loads(run_folder(self.store.uri, name).read(SUMMARY)) for name in names}
+        select = self.config.loop.select
+        value = {name: said["validation"][select] for name, said in summaries.items()}
+        best = (max if HIGHER_IS_BETTER[select] else min)(names, key=lambda name: value[name])
+        with TemporaryDirectory() as scratch, self.store.writing(MODEL, Path(scratch)) as path:
+            path.write_bytes(run_folder(self.store.uri, best).read(BEST))
+        histories = {n: json.loads(run_folder(self.store.uri, n).read(HISTORY))["epochs"] for n in names}
+        for name, image in plot(histories).items():
+            self.store.write(f"plots/{name}.png", image)
+        members = [name for name in names if not name.endswith("-plain")]
+        if len(members) > 1:
+            ensemble = {"members": [{"model": f"{name}/{BEST}", "weight": 1 / len(members)} for name in members]}
+            self.store.write(ENSEMBLE, (json.dumps(ensemble, indent=1) + "\n").encode())
+        chosen: dict[str, Any] = {"chosen": best, "selected_by": select, "models": summaries}
+        self.store.write(SUMMARY, (json.dumps(chosen, indent=1) + "\n").encode())
+        return f"{self.store.shown}/{MODEL}"
+
+    def evaluate(self, device: str) -> None:
+        """Evaluate the model, or the ensemble, on the videos of people whom it has not seen."""
+        raise NotImplementedError
+
+
+def _recorded(store: Store) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(store.read(CONFIG))
+    except ValueError:
+        raise StorageError(f"{store.shown}/{CONFIG} is damaged; choose another --out") from None
+    return found
+

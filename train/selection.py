@@ -1,0 +1,195 @@
+"""Which videos are evaluated, and whether that is a test at all.
+
+A test is of videos and people that the model was neither trained on nor chosen by. Where its checkpoint knows them
+(`unmask.provenance`), an evaluation that would use one is refused; only `train` and `val` may be asked for by name, and
+then the results say that they are no test.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from train.catalogue import Catalogue, CataloguedVideo
+from train.ensemble import Ensemble
+from train.splits import official_splits
+from unmask.errors import UsageError
+from unmask.products import Products
+from unmask.provenance import has_digests, overlap
+
+__all__ = ["CHOICES", "FrameTally", "Selection", "Unscored", "select"]
+
+CHOICES = ("test", "val", "train", "all", "unseen")
+"""What `--split` takes. `unseen` is all that the model was not made from, whatever split it is in."""
+
+_ANY = ("all", "unseen")
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    """A video of the selection that gave no face to score."""
+
+    key: str
+    dataset: str
+    label: int | None
+    method: str | None
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTally:
+    """Frames of a video that were asked for, as `preprocess` counted them."""
+
+    planned: int
+    corrupt: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """What is evaluated.
+
+    Args:
+        catalogue: All faces there are.
+        videos: The videos evaluated, by number in the catalogue.
+        split: The name of the split, or `all` or `unseen`.
+        is_test: Whether the results may be called a test.
+        caveats: What has to be said beside the results, in sentences.
+        unscored: Videos of the split without any face.
+        frames: By key of the video.
+        left_out: Videos of the split that have no label, or no opinion score.
+    """
+
+    catalogue: Catalogue
+    videos: tuple[int, ...]
+    split: str
+    is_test: bool
+    caveats: tuple[str, ...]
+    unscored: tuple[Unscored, ...]
+    frames: Mapping[str, FrameTally]
+    left_out: int
+
+    def chosen(self) -> list[CataloguedVideo]:
+        """The videos themselves."""
+        return [self.catalogue.videos[n] for n in self.videos]
+
+
+def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble) -> Selection:
+    """Choose the videos, and see to it that the model has not seen them.
+
+    Args:
+        catalogue: All faces there are.
+        split: One of `CHOICES`; left open, `test` where there is such a split, else `all`.
+        ensemble: Who is evaluated.
+
+    Raises:
+        UsageError: There is nothing to evaluate; or the videos were used to make the model.
+    """
+    if split is not None and split not in CHOICES:
+        raise UsageError(f"--split is one of {', '.join(CHOICES)}; got {split!r}")
+    splits = official_splits(catalogue)
+    own = [splits.get(video.key) for video in catalogue.videos]
+    if split is None:
+        split = "test" if "test" in own else "all"
+    chosen = [n for n, name in enumerate(own) if split in (*_ANY, name)]
+    if not chosen:
+        raise UsageError(_nothing(split, Counter(name or "none" for name in own), len(own)))
+    chosen, caveats = _unused(catalogue, chosen, split, ensemble)
+    marked = [n for n in chosen if _truth(catalogue.videos[n], ensemble) is not None]
+    if not marked:
+        what = "opinion score (mos)" if ensemble.is_mos else "label"
+        raise UsageError(f"none of the {len(chosen):,} videos has a {what} to compare with; see the manifest")
+    unscored, frames = _tables(catalogue, set(chosen), splits, split)
+    return Selection(
+        catalogue=catalogue,
+        videos=tuple(marked),
+        split=split,
+        is_test=split not in ("train", "val"),
+        caveats=tuple(caveats),
+        unscored=tuple(unscored),
+        frames=frames,
+        left_out=len(chosen) - len(marked),
+    )
+
+
+def _nothing(split: str, counts: Mapping[str, int], videos: int) -> str:
+    there = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items()))
+    return (
+        f"none of the {videos:,} videos with faces is in the split {split}; there are {there}: choose another --split, "
+        "or all, or unseen for what the model was not made from"
+    )
+
+
+def _truth(video: CataloguedVideo, ensemble: Ensemble) -> float | None:
+    return video.about.mos if ensemble.is_mos else video.about.label
+
+
+def _unused(catalogue: Catalogue, chosen: Sequence[int], split: str, ensemble: Ensemble) -> tuple[list[int], list[str]]:
+    """Those of the videos that may be evaluated, and what has to be said."""
+    if split in ("train", "val"):
+        purpose = {"train": "trained on", "val": "chosen and calibrated by"}[split]
+        return list(chosen), [f"This is no test: these videos are the split {split}, which a model is {purpose}."]
+    caveats = []
+    for member in ensemble.members:
+        provenance = member.description.provenance
+        if not has_digests(provenance):
+            if split == "unseen":
+                raise UsageError(
+                    f"{member.given} does not say what it was trained on, so nobody can tell what it has not seen; "
+                    "choose another --split"
+                )
+            if member.description.trained:
+                caveats.append(
+                    f"{member.name} does not say what it was trained on: nobody can check that it never saw these "
+                    "videos and people."
+                )
+            continue
+        found = overlap(provenance, [catalogue.videos[n].about for n in chosen])
+        if found and split != "unseen":
+            position, why = next(iter(found.seen.items()))
+            raise UsageError(
+                f"{len(found.seen):,} of {found.videos:,} videos are no test of {member.given}, such as "
+                f"{catalogue.videos[chosen[position]].key} ({why}); choose --split unseen to leave them out, or "
+                "train or val to look at those splits as what they are"
+            )
+        chosen = [n for position, n in enumerate(chosen) if position not in found.seen]
+    if not chosen:
+        raise UsageError("the model was made from all of these videos or their people; nothing is left to test it on")
+    return list(chosen), caveats
+
+
+def _tables(
+    catalogue: Catalogue, chosen: set[int], splits: Mapping[str, str], split: str
+) -> tuple[list[Unscored], dict[str, FrameTally]]:
+    """Videos without a face, and the account of the frames of the others; from the tables of the videos."""
+    keys = {catalogue.videos[n].key for n in chosen}
+    with_faces = {video.key for video in catalogue.videos}
+    unscored, frames = [], {}
+    for dataset, row in _rows(catalogue):
+        key = f"{dataset}/{row['video']}"
+        if key in keys:
+            frames[key] = FrameTally(row["planned"], row["corrupt"], row["missing"])
+        elif key not in with_faces and split in (*_ANY, splits.get(key, row["split"])):
+            unscored.append(_unscored(key, dataset, row))
+    return unscored, frames
+
+
+_COLUMNS = ["video", "label", "method", "split", "planned", "corrupt", "missing", "reason", "message"]
+
+
+def _rows(catalogue: Catalogue) -> Iterator[tuple[str, dict[str, Any]]]:
+    for dataset, store in catalogue.stores.items():
+        products = Products(store)
+        for shard in products.shards():
+            table: pa.Table = products.videos(shard).select(_COLUMNS)
+            for row in table.to_pylist():
+                yield dataset, row
+
+
+def _unscored(key: str, dataset: str, row: Mapping[str, Any]) -> Unscored:
+    return Unscored(
+        key, dataset, row["label"], row["method"], row["reason"] or "no_face", row["message"] or "No face was found."
+    )

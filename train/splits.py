@@ -1,0 +1,148 @@
+"""Who is trained on, who the epoch is chosen by, and who is left for the test. No person is in two of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from train.catalogue import Catalogue, CataloguedVideo
+from train.config import TrainConfig
+from unmask.errors import UsageError
+from unmask.folds import assign_splits, check_leaks, read_folds
+
+__all__ = ["FOLDS_FILE", "Splits", "official_splits", "splits_of"]
+
+FOLDS_FILE = "folds.parquet"
+"""What `preprocess` writes folds and splits to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """Videos by number in the catalogue."""
+
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+    how: str
+    """Where they come from, in words."""
+
+    def describe(self) -> str:
+        """How many, for people."""
+        counts = f"{len(self.train):,} videos to train, {len(self.val):,} to validate, {len(self.test):,} left"
+        return f"{counts} ({self.how})"
+
+
+def official_splits(catalogue: Catalogue) -> dict[str, str]:
+    """The splits that come with the data, by key of the video: of `folds.parquet`, else the dataset's own."""
+    found: dict[str, str] = {}
+    for dataset, store in catalogue.stores.items():
+        own = {v.key: v.about.split for v in catalogue.videos if v.dataset == dataset and v.about.split}
+        if store.exists(FOLDS_FILE):
+            _, splits = read_folds(store.uri_of(FOLDS_FILE))
+            own |= {f"{dataset}/{video}": split for video, split in splits.items()}
+        found |= own
+    return found
+
+
+def splits_of(catalogue: Catalogue, config: TrainConfig, seed: int) -> Splits:
+    """Divide the videos as a configuration asks, and see that nobody is on both sides.
+
+    Args:
+        catalogue: All videos with faces.
+        config: Says how, and which videos can be used at all.
+        seed: Of the people dealt out, and of videos that are drawn.
+
+    Raises:
+        UsageError: A split is empty, a class is missing, or a person or source leaks.
+    """
+    usable = [n for n, video in enumerate(catalogue.videos) if _is_usable(video, config)]
+    if not usable:
+        raise UsageError(_useless(catalogue, config))
+    assignment, how = _assigned(catalogue, usable, config)
+    check_leaks((catalogue.videos[n].about for n in usable), assignment)
+    by_split: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for number in usable:
+        split = assignment.get(catalogue.videos[number].about.video)
+        if split is not None:
+            by_split[split].append(number)
+    limit = config.data.max_videos_per_class
+    if limit is not None:
+        by_split = _limited(catalogue, by_split, limit, len(usable), seed)
+    splits = Splits(**{name: tuple(numbers) for name, numbers in by_split.items()}, how=how)
+    _check_whole(catalogue, splits, config)
+    return splits
+
+
+def _is_usable(video: CataloguedVideo, config: TrainConfig) -> bool:
+    about = video.about
+    if config.model.task == "mos":
+        return about.mos is not None
+    if config.data.draw == "selfblend":
+        return about.label == 0 or (about.label is None and config.data.unlabelled == "real")
+    return about.label is not None or config.data.unlabelled == "real"
+
+
+def _useless(catalogue: Catalogue, config: TrainConfig) -> str:
+    what = "opinion score" if config.model.task == "mos" else "label"
+    if config.data.draw == "selfblend":
+        what = "label that says real"
+    return f"none of the {len(catalogue.videos):,} videos has a{'n' if what[0] == 'o' else ''} {what}; see the manifest"
+
+
+def _assigned(catalogue: Catalogue, usable: list[int], config: TrainConfig) -> tuple[Mapping[str, str], str]:
+    data, videos = config.data, [catalogue.videos[n].about for n in usable]
+    if data.val_fold is not None:
+        return _of_fold(catalogue, usable, data.val_fold), f"validation is fold {data.val_fold}"
+    official = {} if data.split == "identity" else official_splits(catalogue)
+    if official:
+        known = [v for v in videos if v.video in official]
+        assignment = {v.video: official[v.video] for v in known}
+        if "val" in assignment.values():
+            return assignment, "official splits"
+        train = [v for v in known if assignment[v.video] == "train"]
+        both = data.fractions[0] + data.fractions[1]
+        shares = (data.fractions[0] / both, data.fractions[1] / both, 0.0)
+        return assignment | assign_splits(train, shares, seed=0), "official splits, validation taken from train"
+    if data.split == "official":
+        raise UsageError("none of the videos has an official split: set data.split=identity")
+    # People are dealt out by a seed of their own: the models of an ensemble leave the same ones for the test.
+    return assign_splits(videos, data.fractions, seed=0), "people dealt out"
+
+
+def _of_fold(catalogue: Catalogue, usable: list[int], val_fold: int) -> dict[str, str]:
+    assignment: dict[str, str] = {}
+    for dataset, store in catalogue.stores.items():
+        if not store.exists(FOLDS_FILE):
+            raise UsageError(f"{store.shown} has no {FOLDS_FILE}: preprocess with --products crops,folds")
+        folds, _ = read_folds(store.uri_of(FOLDS_FILE))
+        assignment |= {f"{dataset}/{v}": "val" if fold == val_fold else "train" for v, fold in folds.items()}
+    named = {catalogue.videos[n].about.video for n in usable}
+    return {video: split for video, split in assignment.items() if video in named}
+
+
+def _limited(
+    catalogue: Catalogue, by_split: dict[str, list[int]], limit: int, total: int, seed: int
+) -> dict[str, list[int]]:
+    """At most `limit` videos of each class over all splits, drawn evenly from them."""
+    import numpy as np
+
+    rng = np.random.default_rng([seed, total])
+    kept: set[int] = set()
+    for label in (0, 1):
+        numbers = [n for split in by_split.values() for n in split if (catalogue.videos[n].about.label or 0) == label]
+        kept |= set(rng.permutation(numbers)[:limit].tolist())
+    return {name: [n for n in numbers if n in kept] for name, numbers in by_split.items()}
+
+
+def _check_whole(catalogue: Catalogue, splits: Splits, config: TrainConfig) -> None:
+    for name in ("train", "val"):
+        numbers = getattr(splits, name)
+        if not numbers:
+            raise UsageError(f"the split {name} is empty ({splits.describe()}): set data.fractions or data.split")
+        if config.model.task == "mos" or config.data.draw == "selfblend":
+            continue
+        labels = {catalogue.videos[n].about.label or 0 for n in numbers}
+        if len(labels) == 1:
+            word = "real" if labels == {0} else "fake"
+            raise UsageError(
+                f"the split {name} has {word} videos only ({splits.describe()}): add the others, set data.fractions, "
+                "or train on real faces alone with --recipe selfblend"
+            )
