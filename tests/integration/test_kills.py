@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.clips import clip
 from tests.portraits import filmed
+from tests.processes import children, parent_of
 from unmask.products import Products
 from unmask.storage import Store
 
@@ -59,29 +59,6 @@ def start(dataset: Path, out: Path) -> "subprocess.Popen[bytes]":
             # A cluster of one's own, whatever surrounds the test.
             env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
         )
-
-
-def children(root: int) -> Iterator[tuple[int, str]]:
-    """All processes below one: their ids and command lines."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = parent_of(int(stat.parent.name))
-        except OSError:
-            continue
-        parents.setdefault(parent, []).append(int(stat.parent.name))
-    pending = [root]
-    while pending:
-        for pid in parents.get(pending.pop(), []):
-            pending.append(pid)
-            try:
-                yield pid, Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
-            except OSError:
-                continue
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def kill(driver: int, what: str) -> bool:
