@@ -70,4 +70,4 @@ def drawn_face(side: int = 200, eyes_px: float = 50.0, mouth_px: float = 50.0) -
 
 def is_within_binomial(count: int, tries: int, p: float) -> bool:
     """Whether a count is as likely as one within four standard deviations."""
-    return abs(count - tries * p) <= 4 * (tries * p * (1 - p)) ** 0.5
+    return bool(abs(count - tries * p) <= 4 * (tries * p * (1 - p)) ** 0.5)

@@ -136,18 +136,22 @@ def _row(
 ) -> dict[str, Any]:
     (x1, y1, x2, y2), is_corrupt = box, frame in clip.corrupt
     spots = [(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8)]
+    landmarks = [v for x, y in spots for v in (x1 + x * (x2 - x1), y1 + y * (y2 - y1))]
+    (step, _, left, _, _, top) = transform
+    before = [f for f in clip.faces if f < frame]
     return {
         "video": clip.video,
         "frame": frame,
         "face": rank,
         "pts_s": frame / 25,
         "box": list(box),
-        "landmarks": [v for x, y in spots for v in (x1 + x * (x2 - x1), y1 + y * (y2 - y1))],
+        "landmarks": landmarks,
         "probability": 0.99,
         "track": None if is_corrupt else rank,
-        "after_gap": False,
+        "after_gap": bool(before) and before[-1] in clip.corrupt,
         "is_corrupt": is_corrupt,
         "crop_transform": transform,
+        "crop_landmarks": [(v - (top if n % 2 else left)) / step for n, v in enumerate(landmarks)],
         "crop_width": shape[1],
         "crop_height": shape[0],
         "model": "0123456789abcdef",

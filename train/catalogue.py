@@ -199,12 +199,12 @@ class Catalogue:
     def box_in_crop(self, face: int) -> NDArray[np.float64]:
         """The face's box in pixels of its crop, float64 (4,), where that was not turned."""
         a, _, x, _, e, y = self.transform_N6[face].astype(np.float64).tolist()
-        return (self.box_N4[face].astype(np.float64) - [x, y, x, y]) / [a, e, a, e]
+        return np.asarray((self.box_N4[face].astype(np.float64) - [x, y, x, y]) / [a, e, a, e])
 
     def side_px_N(self) -> NDArray[np.float32]:
         """The shorter side of each face's box, float32 (N,)."""
         sides_N2 = self.box_N4[:, 2:] - self.box_N4[:, :2]
-        return sides_N2.min(1)
+        return np.asarray(sides_N2.min(1))
 
     def check_covers(self, preprocessing: Preprocessing) -> None:
         """See that crops show what a model wants to see.
@@ -278,5 +278,3 @@ def _about(dataset: str, row: dict[str, Any]) -> Video:
         source=f"{dataset}/{video.source}" if video.source else None,
         identity=tuple(f"{dataset}/{name}" for name in video.identity),
     )
-
-

@@ -46,7 +46,6 @@ class Batch:
         valid_BT: bool (B, T), which frames are there.
         label_B: float32 (B,): 0 or 1, or opinion scores.
         unit_B: int64 (B,), of the pool.
-        group_B: int64 (B,), the same for samples of one source.
         faces: The first face of each sample, by its number in the catalogue.
         substituted: Samples that stand in for others, which could not be read.
         unchanged: Samples that stand in for fake faces without a change.
@@ -56,7 +55,6 @@ class Batch:
     valid_BT: Tensor
     label_B: Tensor
     unit_B: Tensor
-    group_B: Tensor
     faces: tuple[int, ...]
     substituted: int
     unchanged: int
@@ -124,22 +122,15 @@ class Samples:
             UsageError: Too many crops are damaged.
         """
         samples = [self._sample(key) for key in keys]
-        groups = [self._group(s.unit) for s in samples]
-        numbers = {group: n for n, group in enumerate(dict.fromkeys(groups))}
         return Batch(
             pixels=torch.from_numpy(np.stack([s.pixels for s in samples])),
             valid_BT=torch.from_numpy(np.stack([s.valid_T for s in samples])),
             label_B=torch.tensor([s.label for s in samples], dtype=torch.float32),
             unit_B=torch.tensor([s.unit for s in samples]),
-            group_B=torch.tensor([numbers[g] for g in groups]),
             faces=tuple(s.face for s in samples),
             substituted=sum(s.substituted for s in samples),
             unchanged=sum(s.unchanged for s in samples),
         )
-
-    def _group(self, unit: int) -> str:
-        video = self.catalogue.videos[self.pool.video_U[unit]]
-        return video.about.source or video.key
 
     def _sample(self, key: Key) -> _Sample:
         """The sample, or another of its class in its place where that one cannot be read."""
@@ -194,7 +185,7 @@ class Samples:
         if self.blend is not None:
             # Real and fake of a pair are one draw's: they differ in the blend alone.
             blend = self.blend.draw(np.random.default_rng(self._seeds(key, _BLEND)))
-            pictures = [pair[key.blend] for pair in blend.pairs(pictures)]
+            pictures = [fake for _, fake in blend.pairs(pictures)] if key.blend else blend.reals(pictures)
         if self.strategy is not None:
             shared = self.strategy.draw(np.random.default_rng(self._seeds(key, _AUGMENT)))
             pictures = [shared.apply(picture) for picture in pictures]
@@ -226,7 +217,7 @@ class _Loading(torch.utils.data.Dataset[Batch]):
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
 
-    def __getitem__(self, keys: list[Key]) -> Batch:  # type: ignore[override]
+    def __getitem__(self, keys: list[Key]) -> Batch:
         return self._samples.batch(keys)
 
 
@@ -252,7 +243,7 @@ def batches(
     loader = torch.utils.data.DataLoader(
         _Loading(samples),
         batch_size=None,
-        sampler=keys,  # type: ignore[arg-type]
+        sampler=keys,
         num_workers=workers,
         pin_memory=pinned,
         worker_init_fn=_alone,

@@ -64,7 +64,8 @@ class CropReader:
             StorageError: It is missing or damaged.
         """
         stored_HWC = self.image(face)
-        box_4, landmarks_K2 = self._catalogue.box_in_crop(face), self._catalogue.landmarks_N52[face]
+        box_4 = self._catalogue.box_in_crop(face).astype(np.float32)
+        landmarks_K2 = self._catalogue.landmarks_N52[face]
         image_HWC = crop(stored_HWC, box_4, landmarks_K2, preprocessing)
         if preprocessing.align:
             matrix_23, _ = alignment(landmarks_K2, preprocessing.margin)

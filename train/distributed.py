@@ -16,7 +16,7 @@ from typing import Any
 from cluster.session import Cluster, ray_session
 from train.config import TrainConfig
 from train.worker import STOPPED, Task
-from unmask.errors import TrainingError, UsageError
+from unmask.errors import StorageError, TrainingError, UsageError
 from unmask.storage import Store
 
 __all__ = ["fit_on_ray"]
@@ -130,12 +130,11 @@ def _telling(out: Store, say: Callable[[str], None]) -> Iterator[None]:
         seen = 0
         while True:
             last = ended.wait(1.0)
-            with contextlib.suppress(Exception):
-                said = json.loads(out.read(_SAID)) if out.exists(_SAID) else {"lines": [], "first": 0}
-                for n, line in enumerate(said["lines"], said["first"]):
-                    if n >= seen:
-                        say(line)
-                        seen = n + 1
+            first, lines = _said(out)
+            for n, line in enumerate(lines, first):
+                if n >= seen:
+                    say(line)
+                    seen = n + 1
             if last:
                 return
 
@@ -148,17 +147,23 @@ def _telling(out: Store, say: Callable[[str], None]) -> Iterator[None]:
         thread.join()
 
 
+def _said(out: Store) -> tuple[int, list[str]]:
+    """The last lines, with the number of the first; none where there are none yet, or the place cannot be reached."""
+    try:
+        if not out.exists(_SAID):
+            return 0, []
+        said: dict[str, Any] = json.loads(out.read(_SAID))
+        return said["first"], said["lines"]
+    except (StorageError, ValueError, KeyError):
+        return 0, []
+
+
 class _Speaker:
     """Leaves the last lines in a file; after a restart, numbers go on."""
 
     def __init__(self, out: Store) -> None:
         self._out = out
-        self._lines: list[str] = []
-        self._first = 0
-        with contextlib.suppress(Exception):
-            if out.exists(_SAID):
-                said = json.loads(out.read(_SAID))
-                self._lines, self._first = said["lines"], said["first"]
+        self._first, self._lines = _said(out)
 
     def __call__(self, line: str) -> None:
         self._lines.append(line)
@@ -210,5 +215,6 @@ def _own_cpus() -> float:
     """CPUs that Ray has given this worker."""
     import ray
 
-    found: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    context = ray.get_runtime_context()
+    found: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call]
     return found.get("CPU", 1.0)

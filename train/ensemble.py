@@ -98,7 +98,7 @@ class Ensemble:
     @property
     def is_mos(self) -> bool:
         """Whether it predicts opinion scores."""
-        return self.members[0].model.config.task == "mos"
+        return any(member.model.config.task == "mos" for member in self.members)
 
     @property
     def threshold(self) -> float:

@@ -20,9 +20,10 @@ from unmask import console
 from unmask.console import AsJson, Device, civil, err, print_json, say
 
 if TYPE_CHECKING:
-    from train.findings import Findings
+    from train.findings import Examination, Findings
+    from unmask.storage import Store
 
-__all__ = ["PAGE", "RESULTS", "app", "evaluate", "main"]
+__all__ = ["PAGE", "RESULTS", "app", "evaluate", "main", "show_evaluation", "write_evaluation"]
 
 PAGE, RESULTS = "evaluation.html", "evaluation.json"
 """What is written to the folder of `--out`."""
@@ -80,7 +81,6 @@ def evaluate(
     A video whose people the model was made from is refused, unless --split names train or val. Exit status: 0, or 2 for
     wrong usage.
     """
-    from train.evaluation_page import render_page
     from train.findings import Examination
     from unmask.scoring import ScoringOptions
     from unmask.storage import Store
@@ -94,18 +94,42 @@ def evaluate(
         robustness_videos=robustness_videos,
         heatmaps=heatmaps,
     )
-    store = Store(out)
+    document = write_evaluation(model, data, Store(out), split, device, how)
+    if as_json:
+        print_json(document)
+    else:
+        show_evaluation(document)
+
+
+def write_evaluation(
+    models: list[str], data: list[str], store: "Store", split: str | None, device: str, how: "Examination"
+) -> dict[str, Any]:
+    """Evaluate models and write the page and the results.
+
+    Args:
+        models: A model, or the members of an ensemble, as users name them.
+        data: Outputs of `unmask preprocess`.
+        store: Where both go.
+        split: See `train.selection.CHOICES`.
+        device: auto, cpu or cuda.
+        how: How thoroughly.
+
+    Returns:
+        What `RESULTS` holds.
+
+    Raises:
+        UnmaskError: The models, the data or the place cannot be used.
+    """
+    from train.evaluation_page import render_page
+
     store.check_writable()  # better now than when all is scored
-    findings = _examined(model, data, split, device, how)
+    findings = _examined(models, data, split, device, how)
     document = {**findings.document, "created": datetime.now(UTC).isoformat(timespec="seconds"), "command": _command()}
     page = render_page(findings, document)
     store.write(RESULTS, (json.dumps(document, allow_nan=False, indent=1) + "\n").encode())
     store.write(PAGE, page.encode("utf-8", errors="backslashreplace"))
-    if as_json:
-        print_json(document)
-    else:
-        _show(document)
     say(f"The evaluation lies in {store.local_path(PAGE) if store.is_local else f'{store.shown}/{PAGE}'}")
+    return document
 
 
 def _examined(models: list[str], data: list[str], split: str | None, device: str, how: Any) -> "Findings":
@@ -123,8 +147,6 @@ def _examined(models: list[str], data: list[str], split: str | None, device: str
     for member in ensemble.members:
         catalogue.check_covers(member.description.preprocessing)
     selection = select(catalogue, split, ensemble)
-    for caveat in selection.caveats:
-        say(caveat)
     with _progress(steps(ensemble, selection, how)) as advance:
         return examine(ensemble, selection, CropReader(catalogue), how, progress=advance)
 
@@ -145,7 +167,10 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda n: bar.advance(task, n)
 
 
-def _show(document: dict[str, Any]) -> None:
+def show_evaluation(document: dict[str, Any]) -> None:
+    """Print what a person wants to know first."""
+    for sentence in (*document["notices"], *document["caveats"]):
+        say(sentence)
     """The main numbers as a table."""
     results, is_mos = document["results"], document["task"] == "mos"
     rows = [("all", results["overall"] if is_mos else results["overall"]["video"])]

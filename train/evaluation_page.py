@@ -99,7 +99,7 @@ def _detection_plots(findings: Findings) -> Iterator[dict[str, Any]]:
     groups: dict[str, Detections] = {"all videos": whole}
     catalogue = findings.selection.catalogue
     datasets = list(dict.fromkeys(catalogue.videos[n].dataset for n in level.videos_N.tolist()))
-    if 1 < len(datasets):
+    if len(datasets) > 1:
         for name in datasets[:_LINES_SHOWN]:
             part = level.of({n for n in level.videos_N.tolist() if catalogue.videos[n].dataset == name})
             if set(part.labels_N.tolist()) == {0, 1}:

@@ -7,6 +7,7 @@ Axes: T thresholds, B bins, S severities, N items.
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,7 +70,9 @@ def _drawing(size_in: tuple[float, float] = _SIZE_IN) -> Iterator[tuple["Figure"
         "legend.frameon": False,
         "legend.fontsize": 9,
     }
-    with mpl.rc_context(style):
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # A letter that the font lacks becomes a box; the page spells the name out.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=size_in, layout="constrained")
         yield figure, out
         text = io.StringIO()
@@ -169,7 +172,7 @@ def score_histogram(items: Detections, labels_N: NDArray[np.int64], scores_N: ND
             axes.stairs(share, edges, color=colour, fill=True, alpha=0.28)
             axes.stairs(share, edges, color=colour, lw=1.8, ls="-" if label else "--", label=f"{name} ({counts.sum()})")
         axes.axvline(items.threshold, color=_INK, lw=1.2, ls=(0, (4, 3)), label=f"threshold {items.threshold:.3g}")
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return out[0]
 
 
@@ -194,7 +197,7 @@ def time_plot(
 
 def robustness_plot(clean: float | None, rows: Sequence[tuple[str, Sequence[float | None]]], metric: str) -> str:
     """The metric over the severity, a line a perturbation; severity 0 is the crops as they are."""
-    with _drawing((6.4, 4.0)) as (figure, out):
+    with _drawing((4.3, 4.6)) as (figure, out):
         axes = figure.add_subplot(xlabel="severity (0: as it is)", ylabel=metric)
         axes.grid(visible=True)
         axes.set_axisbelow(True)
@@ -204,7 +207,7 @@ def robustness_plot(clean: float | None, rows: Sequence[tuple[str, Sequence[floa
                 line, color=_LINES[n % len(_LINES)], ls=_DASHES[n % 2], marker="os^D"[n % 4], ms=4, lw=1.6, label=name
             )
         axes.set_xticks(range(1 + max((len(v) for _, v in rows), default=0)))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
     return out[0]
 
 
@@ -216,7 +219,7 @@ def deletion_plot(shares: Sequence[float], drops: Mapping[str, NDArray[np.float6
         axes.set_axisbelow(True)
         for n, (name, values) in enumerate(drops.items()):
             axes.plot(shares, values, color=_LINES[n], ls=_DASHES[n], marker="os^"[n % 3], ms=4, lw=1.8, label=name)
-        axes.legend()
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return out[0]
 
 

@@ -74,7 +74,7 @@ def train(
         return None
     if not data:
         raise UsageError("give --data DIR, an output of unmask preprocess")
-    sources = tuple(absolute(uri) for uri in data)
+    sources = tuple(_absolute(uri) for uri in data)
     if show_augment is not None:
         from train.show import write_augmented
 
@@ -86,7 +86,7 @@ def train(
         raise UsageError("--workers is at least 1, and --max-failures 0 or more")
     from train.project import Project
 
-    project = Project.begin(absolute(out), config, sources)
+    project = Project.begin(_absolute(out), config, sources)
     if not project.is_trained():
         _train(project, workers, device, address, cache, max_failures)
     chosen = project.conclude()
@@ -127,13 +127,11 @@ def _train(
             return train_all(task, Context(device=chosen), say)
     from train.distributed import fit_on_ray
 
-    fit_on_ray(
-        task, workers=workers or 1, address=address, device=device, max_failures=max_failures, say=say
-    )
+    fit_on_ray(task, workers=workers or 1, address=address, device=device, max_failures=max_failures, say=say)
     return None
 
 
-def absolute(uri: str) -> str:
+def _absolute(uri: str) -> str:
     """A path as workers find it, whose working directory is another; URLs as they are."""
     return uri if "://" in uri else str(Path(uri).expanduser().resolve())
 

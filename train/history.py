@@ -72,6 +72,7 @@ def plot(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, byte
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     images = {}
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
@@ -91,7 +92,7 @@ def plot(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, byte
                 continue
             axes.set(title=title, xlabel="epoch")
             axes.grid(alpha=0.3)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if drawn > 1:
                 axes.legend(frameon=False)
             buffer = io.BytesIO()

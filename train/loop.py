@@ -197,7 +197,7 @@ class Training:
             is_last = step == first + group - 1
             with accumulating(self._wrapped, is_last=is_last):
                 loss = self._forward(batch)
-                self.scaler.scale(loss / group).backward()
+                self.scaler.scale(loss / group).backward()  # type: ignore[no-untyped-call]
             # On a GPU a number is ready when the next batch is under way: asking for it sooner would wait.
             if pending is not None:
                 self._check(*pending)

@@ -15,7 +15,7 @@ from train.splits import Splits, splits_of
 from unmask.errors import UsageError
 from unmask.transforms import Preprocessing
 
-__all__ = ["Material"]
+__all__ = ["Material", "pool_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -31,9 +31,7 @@ class Material:
     """Features in place of crops."""
 
     @classmethod
-    def of(
-        cls, catalogue: Catalogue, config: TrainConfig, *, seed: int, cache: Path | None = None
-    ) -> "Material":
+    def of(cls, catalogue: Catalogue, config: TrainConfig, *, seed: int, cache: Path | None = None) -> "Material":
         """Gather it.
 
         Args:
@@ -59,7 +57,7 @@ class Material:
             name: Samples(
                 catalogue,
                 reader,
-                _pool(catalogue, videos, config, name),
+                pool_of(catalogue, videos, config, name),
                 config,
                 preprocessing,
                 strategy=None if plain or name == "val" else strategy(config.augment.strategy, preprocessing.size_HW),
@@ -79,7 +77,12 @@ class Material:
         )
 
 
-def _pool(catalogue: Catalogue, videos: Sequence[int], config: TrainConfig, name: str) -> Pool:
+def pool_of(catalogue: Catalogue, videos: Sequence[int], config: TrainConfig, name: str) -> Pool:
+    """What samples of a split are drawn from.
+
+    Raises:
+        UsageError: It has no usable face.
+    """
     clips = config.model.head == "temporal"
     pool = Pool.of(catalogue, videos, config.data, clips=clips, mos=config.model.task == "mos")
     if clips:

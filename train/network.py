@@ -87,7 +87,7 @@ def prepared(model: ForgeryModel, config: LoopConfig, device: torch.device) -> F
                 f"{model.config.backbone} cannot recompute activations: set loop.checkpoint_activations=false"
             ) from None
     if config.sync_bn and device.type == "cuda":
-        model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
+        model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)  # type: ignore[no-untyped-call]
     memory = torch.channels_last if config.channels_last else torch.preserve_format
     return model.to(device, memory_format=memory)  # type: ignore[call-overload,no-any-return]
 
@@ -128,7 +128,8 @@ def optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
 
     Biases and the weights of norms do not decay.
     """
-    decaying, plain = [], []
+    decaying: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         (decaying if parameter.ndim > 1 else plain).append(parameter)
     groups = [

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from train.config import LoopConfig
 from unmask.errors import UsageError
@@ -37,9 +38,9 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def scaler(self) -> GradScaler:
         """Keeps small gradients of float16 from vanishing; does nothing for other formats."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        return GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def choose(config: LoopConfig, device: torch.device, capability: tuple[int, int] | None = None) -> Precision:

@@ -15,6 +15,7 @@ __all__ = ["FORMAT", "preface"]
 FORMAT = 1
 """Of `evaluation.json`."""
 _FEW_REALS = 100
+_UNTRAINED = "A model was never trained: what it says is chance."
 
 
 def preface(ensemble: Ensemble, selection: Selection, scores: Sequence[float | None], damaged: int) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def preface(ensemble: Ensemble, selection: Selection, scores: Sequence[float | N
         "unmask": __version__,
         "task": "mos" if ensemble.is_mos else "detection",
         "split": selection.split,
-        "is_test": selection.is_test,
+        "is_test": selection.notice is None,
+        "notices": [*([selection.notice] if selection.notice else []), *([] if ensemble.trained else [_UNTRAINED])],
         "caveats": [*selection.caveats, *_caveats(ensemble, selection, scores, damaged)],
         "name": ensemble.name,
         "threshold": None if ensemble.is_mos else ensemble.threshold,
@@ -45,9 +47,7 @@ def preface(ensemble: Ensemble, selection: Selection, scores: Sequence[float | N
 def _caveats(ensemble: Ensemble, selection: Selection, scores: Sequence[float | None], damaged: int) -> list[str]:
     """What a reader must know beside the numbers."""
     said = []
-    if not ensemble.trained:
-        said.append("A model was never trained: its weights are random, and what it scores says nothing.")
-    elif not ensemble.is_mos and not ensemble.calibrated:
+    if not ensemble.is_mos and ensemble.trained and not ensemble.calibrated:
         said.append(
             "The scores are not calibrated: they rank videos, and are no probabilities. Log loss, Brier score, ECE and "
             "what depends on the threshold are those of scores as they come."
@@ -55,12 +55,12 @@ def _caveats(ensemble: Ensemble, selection: Selection, scores: Sequence[float | 
     if len(ensemble.members) > 1 and not ensemble.is_mos:
         said.append("The threshold is the weighted mean of the members' own; it was not fitted to their average.")
     if lost := len(selection.unscored) + sum(score is None for score in scores):
-        said.append(f"{lost:,} videos gave no score and are in no metric; they are listed with the reasons.")
+        said.append(f"In no metric, for want of a score: {_videos(lost)}; the reasons are below.")
     if selection.left_out:
         what = "an opinion score" if ensemble.is_mos else "a label"
-        said.append(f"{selection.left_out:,} videos without {what} were left out.")
+        said.append(f"Left out for want of {what}: {_videos(selection.left_out)}.")
     if damaged:
-        said.append(f"{damaged:,} crops are damaged; their frames count as frames that could not be seen.")
+        said.append(f"Damaged crops, whose frames count as frames that could not be seen: {damaged:,}.")
     if _is_resized(selection):
         said.append(
             "The crops were brought to one size when they were preprocessed, so that scores can differ a little from "
@@ -68,11 +68,12 @@ def _caveats(ensemble: Ensemble, selection: Selection, scores: Sequence[float | 
         )
     reals = sum(selection.catalogue.videos[n].about.label == 0 for n in selection.videos)
     if not ensemble.is_mos and 0 < reals < _FEW_REALS:
-        said.append(
-            f"There are {reals:,} real videos: one of them is {1 / reals:.1%} of them all, so that the TPR at 1% FPR "
-            "is that at no false positive."
-        )
+        said.append(f"With {_videos(reals, 'real ')} the TPR at 1% FPR is that at no false positive.")
     return said
+
+
+def _videos(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}video{'s' if count != 1 else ''}"
 
 
 def _is_resized(selection: Selection) -> bool:

@@ -20,13 +20,14 @@ from train.finish import BEST, SUMMARY
 from train.history import HISTORY, plot
 from train.validation import HIGHER_IS_BETTER
 from train.worker import STOPPED, run_folder
+from unmask.console import say
 from unmask.differences import differences
 from unmask.errors import StorageError, UsageError
 from unmask.storage import Store
 
 __all__ = ["MODEL", "Project"]
 
-MODEL, CONFIG, ENSEMBLE = "model.safetensors", "config.json", "ensemble.json"
+MODEL, CONFIG, ENSEMBLE, EVALUATION = "model.safetensors", "config.json", "ensemble.json", "evaluation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,45 @@ class Project:
         return f"{self.store.shown}/{MODEL}"
 
     def evaluate(self, device: str) -> None:
-        """Evaluate the model, or the ensemble, on the videos of people whom it has not seen."""
-        raise NotImplementedError
+        """Evaluate the model, or the ensemble, on the videos of people whom it has not seen.
+
+        Raises:
+            UsageError: There are none; the model is there all the same.
+        """
+        if self.config.data.draw == "selfblend":
+            return self._evaluate_blends(device)
+        from train.evaluate import show_evaluation, write_evaluation
+        from train.findings import Examination
+
+        name = ENSEMBLE if self.store.exists(ENSEMBLE) else MODEL
+        with TemporaryDirectory() as scratch:
+            model = self._local(name, Path(scratch))
+            place = run_folder(self.store.uri, EVALUATION)
+            show_evaluation(write_evaluation([str(model)], list(self.data), place, "unseen", device, Examination()))
+        return None
+
+    def _local(self, name: str, scratch: Path) -> Path:
+        """A file of the training on this machine; of an ensemble, with its members."""
+        if self.store.is_local:
+            return self.store.local_path(name)
+        members = [f"{run.name}/{BEST}" for run in runs(self.config)] if name == ENSEMBLE else []
+        for each in (name, *members):
+            (scratch / each).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / each).write_bytes(self.store.read(each))
+        return scratch / name
+
+    def _evaluate_blends(self, device: str) -> None:
+        from train.heldout import heldout_blends
+        from unmask.checkpoints import load
+        from unmask.devices import select_device
+
+        with TemporaryDirectory() as scratch:
+            model, description = load(self._local(MODEL, Path(scratch)))
+        found = heldout_blends(model, description, self.config, self.data, select_device(device))
+        self.store.write(f"{EVALUATION}/selfblend.json", (json.dumps(found, indent=1) + "\n").encode())
+        shown = {k: found["metrics"][k]["value"] for k in ("auc", "eer", "ece")}
+        numbers = ", ".join(f"{k.upper()} {v:.4f}" for k, v in shown.items() if v is not None)
+        say(f"{numbers}: {found['what']} ({found['faces']} of {found['videos']} videos)")
 
 
 def _recorded(store: Store) -> dict[str, Any]:
@@ -101,4 +139,3 @@ def _recorded(store: Store) -> dict[str, Any]:
     except ValueError:
         raise StorageError(f"{store.shown}/{CONFIG} is damaged; choose another --out") from None
     return found
-

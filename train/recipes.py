@@ -11,7 +11,17 @@ from unmask.errors import UsageError
 from unmask.models import ModelConfig
 from unmask.transforms import MARGINS
 
-__all__ = ["RECIPES", "recipe"]
+__all__ = [
+    "RECIPES",
+    "celebdf_mobilenet",
+    "dfdc_b5",
+    "dfdc_b7",
+    "dfgc_convnext",
+    "dfgc_eva",
+    "ln_tune",
+    "recipe",
+    "selfblend",
+]
 
 
 def dfgc_convnext() -> TrainConfig:

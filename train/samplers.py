@@ -19,8 +19,6 @@ from unmask.errors import UsageError
 __all__ = ["Batches", "Key", "Pool", "epoch_plan", "main_track"]
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Key:
     """One sample of an epoch.
@@ -83,7 +81,6 @@ class Pool:
             label_U += [label] * len(units)
         return cls(faces, np.array(video_U, np.int32), np.array(label_U, np.float32))
 
-
     def on_main_tracks(self, catalogue: Catalogue) -> "Pool":
         """The same videos, each with the faces of its longest track alone; without those that have no track."""
         faces = [main_track(catalogue, rows) for rows in self.faces]
@@ -113,7 +110,8 @@ def main_track(catalogue: Catalogue, rows: NDArray[np.int64]) -> NDArray[np.int6
     known = tracks >= 0
     if not known.any():
         return rows[:0]
-    return rows[catalogue.track_N[rows] == tracks[known][np.argmax(counts[known])]]
+    longest = tracks[known][np.argmax(counts[known])]
+    return np.asarray(rows[catalogue.track_N[rows] == longest])
 
 
 def epoch_plan(
@@ -211,5 +209,3 @@ class Batches:
         key = self._plan[place % len(self._plan)]
         # A sample that comes again has random numbers of its own.
         return key if place < len(self._plan) else Key(key.epoch, place, key.unit, key.blend)
-
-

@@ -26,11 +26,11 @@ def rate(config: OptimConfig, step: int, steps: int, drops: int = 0) -> float:
     """
     warm = min((step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
     if config.schedule == "plateau":
-        return config.lr * config.factor**drops
+        return float(config.lr * config.factor**drops)
     left = max(steps - config.warmup_steps, 1)
     done = min(max(step - config.warmup_steps, 0) / left, 1.0)
     shape = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "poly": (1 - done) ** config.power}
-    return config.lr * warm * shape[config.schedule]
+    return float(config.lr * warm * shape[config.schedule])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,7 +87,9 @@ class Course:
 
     def state(self) -> dict[str, Any]:
         """What changes, as JSON can say it."""
-        return {k: getattr(self, k) for k in ("best", "best_epoch", "best_loss", "reference", "drops", "waited", "stale")}
+        return {
+            k: getattr(self, k) for k in ("best", "best_epoch", "best_loss", "reference", "drops", "waited", "stale")
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up where `state` was."""

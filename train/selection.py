@@ -25,6 +25,7 @@ CHOICES = ("test", "val", "train", "all", "unseen")
 """What `--split` takes. `unseen` is all that the model was not made from, whatever split it is in."""
 
 _ANY = ("all", "unseen")
+_MADE_BY = {"train": "which models are trained on", "val": "by which models are chosen and calibrated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Selection:
         catalogue: All faces there are.
         videos: The videos evaluated, by number in the catalogue.
         split: The name of the split, or `all` or `unseen`.
-        is_test: Whether the results may be called a test.
+        notice: Why the results are no test, where they are none.
         caveats: What has to be said beside the results, in sentences.
         unscored: Videos of the split without any face.
         frames: By key of the video.
@@ -66,7 +67,7 @@ class Selection:
     catalogue: Catalogue
     videos: tuple[int, ...]
     split: str
-    is_test: bool
+    notice: str | None
     caveats: tuple[str, ...]
     unscored: tuple[Unscored, ...]
     frames: Mapping[str, FrameTally]
@@ -100,14 +101,16 @@ def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble) -> Selec
     chosen, caveats = _unused(catalogue, chosen, split, ensemble)
     marked = [n for n in chosen if _truth(catalogue.videos[n], ensemble) is not None]
     if not marked:
-        what = "opinion score (mos)" if ensemble.is_mos else "label"
-        raise UsageError(f"none of the {len(chosen):,} videos has a {what} to compare with; see the manifest")
+        what = "an opinion score (mos)" if ensemble.is_mos else "a label"
+        raise UsageError(f"none of the {len(chosen):,} videos has {what} to compare with; see the manifest")
     unscored, frames = _tables(catalogue, set(chosen), splits, split)
     return Selection(
         catalogue=catalogue,
         videos=tuple(marked),
         split=split,
-        is_test=split not in ("train", "val"),
+        notice=f"This is no test: these videos are the split {split}, {_MADE_BY[split]}."
+        if split in _MADE_BY
+        else None,
         caveats=tuple(caveats),
         unscored=tuple(unscored),
         frames=frames,
@@ -129,9 +132,8 @@ def _truth(video: CataloguedVideo, ensemble: Ensemble) -> float | None:
 
 def _unused(catalogue: Catalogue, chosen: Sequence[int], split: str, ensemble: Ensemble) -> tuple[list[int], list[str]]:
     """Those of the videos that may be evaluated, and what has to be said."""
-    if split in ("train", "val"):
-        purpose = {"train": "trained on", "val": "chosen and calibrated by"}[split]
-        return list(chosen), [f"This is no test: these videos are the split {split}, which a model is {purpose}."]
+    if split in _MADE_BY:
+        return list(chosen), []
     caveats = []
     for member in ensemble.members:
         provenance = member.description.provenance

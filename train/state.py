@@ -75,9 +75,7 @@ def save(store: Store, name: str, parts: dict[str, Any], progress: Progress, con
     if context.leads:
         counts = {k: getattr(progress, k) for k in ("epoch", "step", "updates", "course")}
         buffer = io.BytesIO()
-        torch.save(
-            {**parts, "format": _FORMAT, "progress": counts | {"sums": sums}, "generators": generators}, buffer
-        )
+        torch.save({**parts, "format": _FORMAT, "progress": counts | {"sums": sums}, "generators": generators}, buffer)
         store.write(name, buffer.getbuffer())
     context.barrier()
 

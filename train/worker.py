@@ -68,9 +68,7 @@ def train_all(task: Task, context: Context, say: Callable[[str], None]) -> None:
             if run is todo[0] and context.leads:
                 say(material.splits.describe())
             folder = run_folder(task.out, run.name)
-            Training(
-                run, material, folder, context, say=say, loader_workers=_loaders(run.config, context)
-            ).fit()
+            Training(run, material, folder, context, say=say, loader_workers=_loaders(run.config, context)).fit()
 
 
 @contextlib.contextmanager

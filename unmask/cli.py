@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from unmask.plan import Sampling
     from unmask.records import VideoScore
 
-__all__ = ["app", "faces", "main", "preprocess", "probe", "score"]
+__all__ = ["app", "evaluate", "faces", "main", "preprocess", "probe", "score", "train"]
 
 # Commands of the rooms read their own options.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -220,6 +220,22 @@ def preprocess(context: typer.Context) -> None:
     from pipelines.preprocess import main as run_preprocess
 
     run_preprocess(context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Fine-tune a detector on preprocessed data, by a recipe's name; on Ray where there are several workers."""
+    from train.fit import main as run_train
+
+    run_train(context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Say how good a model is on preprocessed videos that it has not seen: one page, one JSON file."""
+    from train.evaluate import main as run_evaluate
+
+    run_evaluate(context.args)
 
 
 @app.command()

@@ -75,8 +75,8 @@ def parse_label(text: object) -> int | None:
 class Tree:
     """The videos and descriptions (.json, .csv, .txt) under a folder, by their paths relative to it.
 
-    Hidden files and folders are left out, and FaceForensics++'s mask videos. Links are followed. Where there is no video
-    at all, photographs are the videos: clips of one frame each. Beside videos they are thumbnails, and left out.
+    Hidden files and folders are left out, and FaceForensics++'s mask videos. Links are followed. Where there is no
+    video at all, photographs are the videos: clips of one frame each. Beside videos they are thumbnails, and left out.
 
     Args:
         uri: A path, or the URL of a folder in any file system that `Store` opens.

@@ -54,15 +54,17 @@ def test_self_blends_are_real_fake_and_mask() -> None:
 
 
 def test_the_viewers_left_eye_is_warm_and_the_right_one_cold() -> None:
-    faces = [("one", head(96, 96))]
-    sheet = contact_sheet(faces, strategy("dfgc", 96), draws=8, tile_px=TILE, landmarks=True)
+    # Off the middle, so that a flip shows.
+    landmarks_K2 = head(96, 96).landmarks_K2 - np.array([10, 0], np.float32)
+    face = Picture(head(96, 96).image_HWC, landmarks_K2)
+    sheet = contact_sheet([("one", face)], strategy("dfgc", 96), draws=8, tile_px=TILE, landmarks=True)
     flipped = False
     for column in range(9):
         shown = tile(sheet, 0, column)
         _, left_eye = np.nonzero((shown == (255, 60, 0)).all(axis=2))
         _, right_eye = np.nonzero((shown == (0, 120, 255)).all(axis=2))
         assert left_eye.mean() < right_eye.mean()
-        flipped |= abs(left_eye.mean() - head(96, 96).landmarks_K2[0, 0]) > 3
+        flipped |= abs(left_eye.mean() - landmarks_K2[0, 0]) > 3
     assert flipped
 
 

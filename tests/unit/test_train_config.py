@@ -24,7 +24,8 @@ def test_what_the_systems_say() -> None:
     assert (s0.loop.batch, s0.loop.accumulate, s0.data.clips_per_video_tested, s0.input.margin) == (2, 8, 10, 1.3)
     assert (s1.loss.pos_weight, s1.data.faces, s1.data.frames_per_video) == ("auto", "largest", 10)
     assert (s1.data.max_videos_per_class, s1.optim.weight_decay, s1.loop.epochs) == (100, 1e-5, 10)
-    assert (s2.input.size_px, s2.loss.kind, s2.loss.label_smoothing, s2.data.draw) == (380, "per_class", 0.01, "balanced")
+    assert (s2.input.size_px, s2.data.draw) == (380, "balanced")
+    assert (s2.loss.kind, s2.loss.label_smoothing) == ("per_class", 0.01)
     assert (s2.optim.schedule, s2.optim.power, s2.optim.clip_norm, s2.loop.sync_bn) == ("poly", 0.9, 1.0, True)
     assert (s2.loop.steps_per_epoch, s2.loop.epochs, s2.loop.batch, len(s2.loop.seeds)) == (2500, 40, 12, 5)
     assert s2.input.margin == pytest.approx(5 / 3)
@@ -73,10 +74,10 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(assignment: str, says: st
 
 
 def test_names_that_two_fields_share_must_be_whole() -> None:
-    with pytest.raises(UsageError, match="could be a.size or b.size; give the whole name"):
+    with pytest.raises(UsageError, match=r"could be a\.size or b\.size; give the whole name"):
         field_path("size", {"a.size", "b.size", "c.length"})
     assert field_path("a.size", {"a.size", "b.size"}) == "a.size"
-    with pytest.raises(UsageError, match="did you mean c.length"):
+    with pytest.raises(UsageError, match=r"did you mean c\.length"):
         field_path("lenght", {"a.size", "c.length"})
 
 

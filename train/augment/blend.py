@@ -84,11 +84,16 @@ class Blend:
 
     def pairs(self, pictures: Sequence[Picture]) -> list[tuple[Picture, Picture]]:
         """Real and fake for each frame of a clip, in order."""
-        pairs = []
-        for frame, source in enumerate(self.course.sources(len(pictures))):
-            real = Steps(self.target).apply(pictures[frame])
-            pairs.append((real, self._fake(real, pictures[frame], pictures[source], self.course.moment(frame))))
-        return pairs
+        reals, sources = self.reals(pictures), self.course.sources(len(pictures))
+        moments = [self.course.moment(frame) for frame in range(len(pictures))]
+        return [
+            (real, self._fake(real, pictures[frame], pictures[sources[frame]], moments[frame]))
+            for frame, real in enumerate(reals)
+        ]
+
+    def reals(self, pictures: Sequence[Picture]) -> list[Picture]:
+        """The real pictures of `pairs` alone, which cost next to nothing."""
+        return Steps(self.target).apply_clip(pictures)
 
     def _fake(self, real: Picture, target: Picture, source: Picture, moment: Moment) -> Picture:
         flicker = (BrightnessContrast(moment.brightness, 0.0),) if moment.brightness else ()
@@ -98,7 +103,7 @@ class Blend:
             self.placement.at(moment).matrix(Face.of(source), face),
             (target.width, target.height),
             flags=self.placement.interpolation,
-            borderMode=cv2.BORDER_REFLECT_101,
+            borderMode=cv2.BORDER_REPLICATE,  # reflection never ends on a picture one pixel wide
         )
         mask_HW = self.mask.on(face, target, moment.ratio)
         share_HW = mask_HW * np.float32(1 / 255)
