@@ -20,7 +20,8 @@ from unmask.transforms import Preprocessing
 
 __all__ = ["Catalogue", "CataloguedVideo", "Place"]
 
-# What a crop may lack of the region that a model wants, in pixels: boxes are rounded.
+# What a crop may lack of the region that a model wants, in pixels of the frame or of the crop, whichever are larger:
+# boxes are rounded.
 _SLACK_PX = 1.5
 _MOST_UNCOVERED = 0.1
 
@@ -198,8 +199,13 @@ class Catalogue:
 
     def box_in_crop(self, face: int) -> NDArray[np.float64]:
         """The face's box in pixels of its crop, float64 (4,), where that was not turned."""
-        a, _, x, _, e, y = self.transform_N6[face].astype(np.float64).tolist()
-        return np.asarray((self.box_N4[face].astype(np.float64) - [x, y, x, y]) / [a, e, a, e])
+        return np.asarray(self._boxes_in_crops(np.array([face]))[0])
+
+    def _boxes_in_crops(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float64]:
+        transform_N6 = self.transform_N6[rows].astype(np.float64)
+        # Boxes have edges of pixels, transforms take centres.
+        shifted_N4 = self.box_N4[rows].astype(np.float64) - 0.5 - transform_N6[:, [2, 5, 2, 5]]
+        return np.asarray(shifted_N4 / transform_N6[:, [0, 4, 0, 4]] + 0.5)
 
     def side_px_N(self) -> NDArray[np.float32]:
         """The shorter side of each face's box, float32 (N,)."""
@@ -219,15 +225,14 @@ class Catalogue:
             )
         if preprocessing.align:
             return self._check_aligned(preprocessing)
-        a_N, e_N = (self.transform_N6[:, k].astype(np.float64) for k in (0, 4))
-        shift_N4 = self.transform_N6[:, [2, 5, 2, 5]].astype(np.float64)
-        box_N4 = (self.box_N4 - shift_N4) / np.stack([a_N, e_N, a_N, e_N], 1)
+        box_N4 = self._boxes_in_crops(slice(None))
         centre_N2, side_N2 = (box_N4[:, :2] + box_N4[:, 2:]) / 2, (box_N4[:, 2:] - box_N4[:, :2])
         wanted_N2 = side_N2 * preprocessing.margin
         if preprocessing.fit == "square":
             wanted_N2 = np.repeat(wanted_N2.max(1, keepdims=True), 2, 1)
         low_N2, high_N2 = centre_N2 - wanted_N2 / 2, centre_N2 + wanted_N2 / 2
-        short_N = ((low_N2 < -_SLACK_PX) | (high_N2 > self.size_N2 + _SLACK_PX)).any(1)
+        slack_N2 = _SLACK_PX / np.minimum(self.transform_N6[:, [0, 4]], 1.0)
+        short_N = ((low_N2 < -slack_N2) | (high_N2 > self.size_N2 + slack_N2)).any(1)
         if short_N.mean() > _MOST_UNCOVERED:
             held = float(np.median(self.size_N2.min(1) / side_N2.max(1)))
             shape = " in squares" if preprocessing.fit == "square" else ""

@@ -169,8 +169,16 @@ class Samples:
         if len(faces) > self.length:
             start = int(rng.integers(len(faces) - self.length + 1))
             faces = faces[start : start + self.length]
-        gaps = np.flatnonzero(self.catalogue.after_gap_N[faces[1:]])
-        return faces[: gaps[0] + 1] if len(gaps) else faces
+        gaps = (n for n in range(1, len(faces)) if self._is_gap(int(faces[n - 1]), int(faces[n])))
+        return faces[: next(gaps, len(faces))]
+
+    def _is_gap(self, before: int, face: int) -> bool:
+        """Whether a face was lost between two frames, or left out there: too small, or not the largest one."""
+        between = slice(before + 1, face + 1)
+        own = self.catalogue.track_N[between] == self.catalogue.track_N[face]
+        lost = self.catalogue.after_gap_N[between][own]
+        # Frames that the configuration passes over are no gap.
+        return bool(lost.any() or (len(lost) > 1 and self.config.data.frames_per_video is None))
 
     def _features(self, faces: NDArray[np.int64]) -> NDArray[np.float16]:
         assert self.features is not None

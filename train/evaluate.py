@@ -54,7 +54,8 @@ def evaluate(
     out: Annotated[str, typer.Option("--out", help=f"Write {PAGE} and {RESULTS} here: a folder, or a bucket's URL.")],
     split: Annotated[
         str | None,
-        typer.Option("--split", help="test, val, train, all, or unseen: all that the model was not made from [test]."),
+        typer.Option("--split", help="test, val, train, all, or unseen: all that the model was not made from. By "
+                     "default test, and all of a dataset without such a split."),
     ] = None,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also perturb the faces: eight ways, five severities, and a CRF sweep.")
@@ -183,7 +184,7 @@ def show_evaluation(document: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("Videos of", overflow="fold")
     for heading in ("Videos", *(_SHOWN[name] for name in shown)):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for name, row in rows:
         table.add_row(escape(name), f"{row['videos']:,}", *(_cell(row["metrics"][metric]) for metric in shown))
     console.out.print(table)
@@ -193,7 +194,10 @@ def _cell(measure: dict[str, Any]) -> str:
     if measure["value"] is None:
         return "-"
     value = f"{measure['value']:.3f}"
-    return value if measure["low"] is None else f"{value}\n[dim]{measure['low']:.3f} to {measure['high']:.3f}[/]"
+    if measure["low"] is None:
+        return value
+    mark = " to " if measure["low"] < 0 else "–"  # noqa: RUF001
+    return f"{value}\n[dim]{measure['low']:.3f}{mark}{measure['high']:.3f}[/]"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -203,9 +203,10 @@ def _faithful(findings: Findings) -> dict[str, Any] | None:
     if found is None:
         return None
     catalogue = findings.selection.catalogue
+    output = "predicted opinion" if findings.ensemble.is_mos else "logit"
     drops = {title: found.mean_drops(kind) for kind, title in KINDS.items()} if found.probes else {}
     plot = (
-        _plot("", figures.deletion_plot(SHARES, drops), "Drop of the logit as faces are painted over")
+        _plot("", figures.deletion_plot(SHARES, drops, output), f"Drop of the {output} as faces are painted over")
         if drops
         else None
     )
@@ -243,7 +244,8 @@ def _card(model: Mapping[str, Any]) -> dict[str, Any]:
         fitted = f"temperature {calibration['temperature']:.3g}, bias {calibration['bias']:.3g}"
         facts["Calibration"] = f"{fitted}; {calibration['source']}" if calibration["fitted"] else "none"
         low, high = calibration["band"]
-        facts["Threshold"] = f"{calibration['threshold']:.3f}; no verdict from {low:.3f} to {high:.3f}"
+        band = f"; no verdict from {low:.3f} to {high:.3f}" if low < high else ""
+        facts["Threshold"] = f"{calibration['threshold']:.3f}{band}"
     for name, value in model["provenance"].items():
         facts[name.replace("_", " ").capitalize()] = _said(value)
     return {"name": model["name"], "facts": facts}

@@ -109,17 +109,17 @@ def roc_plot(groups: Mapping[str, Detections]) -> str:
 
 
 def precision_recall_plot(groups: Mapping[str, Detections]) -> str:
-    """Precision over recall, one curve a group that has both classes."""
+    """Precision over recall, one curve a group that has both classes; the area below its steps is the AP."""
     with _drawing() as (figure, out):
         axes = _unit_axes(figure, "fakes found (recall)", "fakes among what is called fake (precision)")
-        _curves(
-            axes,
-            groups,
-            lambda d: (d.curve().tpr_T, d.curve().precision_T),
-            "lower left",
-            lambda d: f"AP {d.average_precision():.3f}",
-        )
+        _curves(axes, groups, _steps, "lower left", lambda d: f"AP {d.average_precision():.3f}")
     return out[0]
+
+
+def _steps(items: Detections) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Corners of the steps: each precision holds from the recall before."""
+    curve = items.curve()
+    return np.repeat(curve.tpr_T, 2)[1:-1], np.repeat(curve.precision_T[1:], 2)
 
 
 def _curves(
@@ -211,10 +211,10 @@ def robustness_plot(clean: float | None, rows: Sequence[tuple[str, Sequence[floa
     return out[0]
 
 
-def deletion_plot(shares: Sequence[float], drops: Mapping[str, NDArray[np.float64]]) -> str:
-    """How far the logit falls over the share of pixels painted over, a line a way of choosing them."""
+def deletion_plot(shares: Sequence[float], drops: Mapping[str, NDArray[np.float64]], output: str = "logit") -> str:
+    """How far the output falls over the share of pixels painted over, a line a way of choosing them."""
     with _drawing() as (figure, out):
-        axes = figure.add_subplot(xlabel="share of the face painted over", ylabel="mean drop of the logit")
+        axes = figure.add_subplot(xlabel="share of the face painted over", ylabel=f"mean drop of the {output}")
         axes.grid(visible=True)
         axes.set_axisbelow(True)
         for n, (name, values) in enumerate(drops.items()):

@@ -134,8 +134,11 @@ def _detection(
     _need_scores([o.score for o in found], how)
     robust = _robustness(ensemble, selection, reader, how, progress) if how.robustness else None
     main = _main(ensemble)
-    scored = [o for o in parts[main] if len(o.rows_N)]
-    clips = {o.video: probe_rows(o.rows_N, o.scores_N, selection, _length(ensemble, main)) for o in scored}
+    clips = {}
+    for outcome in (o for o in parts[main] if o.score is not None):
+        own_N = selection.catalogue.track_N[outcome.rows_N] == outcome.deciding
+        rows_N, scores_N = outcome.rows_N[own_N], outcome.scores_N[own_N]
+        clips[outcome.video] = probe_rows(rows_N, scores_N, selection, _length(ensemble, main))
     faithful = _faithfulness(ensemble, selection, reader, clips, how, progress)
     results = detection_tables(ensemble, selection, found, parts, how.scoring, resamples=how.resamples, seed=how.seed)
     document = {

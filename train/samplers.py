@@ -140,11 +140,11 @@ def epoch_plan(
 
 
 def _balanced(pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
-    """All reals, and as many fakes, drawn anew; where fakes are fewer, all of them and as many reals as there are."""
+    """All reals, and as many fakes, drawn anew; where fakes are fewer, each as often as the others, or once more."""
     real, fake = np.flatnonzero(pool.label_U == 0), np.flatnonzero(pool.label_U == 1)
     _need(len(real), "real")
     _need(len(fake), "fake")
-    drawn = rng.choice(fake, len(real), replace=len(fake) < len(real))
+    drawn = np.resize(rng.permutation(fake), len(real))
     return rng.permutation(np.concatenate([real, drawn]))
 
 

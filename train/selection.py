@@ -17,7 +17,7 @@ from train.ensemble import Ensemble
 from train.splits import official_splits
 from unmask.errors import UsageError
 from unmask.products import Products
-from unmask.provenance import has_digests, overlap
+from unmask.provenance import has_digests, overlap, used_for
 
 __all__ = ["CHOICES", "FrameTally", "Selection", "Unscored", "select"]
 
@@ -56,7 +56,7 @@ class Selection:
     Args:
         catalogue: All faces there are.
         videos: The videos evaluated, by number in the catalogue.
-        split: The name of the split, or `all` or `unseen`.
+        split: The name of the split; `all`, `unseen`, or `test or all`.
         notice: Why the results are no test, where they are none.
         caveats: What has to be said beside the results, in sentences.
         unscored: Videos of the split without any face.
@@ -83,7 +83,7 @@ def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble) -> Selec
 
     Args:
         catalogue: All faces there are.
-        split: One of `CHOICES`; left open, `test` where there is such a split, else `all`.
+        split: One of `CHOICES`; left open, `test` of the datasets that have such a split, and all of the others.
         ensemble: Who is evaluated.
 
     Raises:
@@ -91,19 +91,18 @@ def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble) -> Selec
     """
     if split is not None and split not in CHOICES:
         raise UsageError(f"--split is one of {', '.join(CHOICES)}; got {split!r}")
-    splits = official_splits(catalogue)
-    own = [splits.get(video.key) for video in catalogue.videos]
-    if split is None:
-        split = "test" if "test" in own else "all"
-    chosen = [n for n, name in enumerate(own) if split in (*_ANY, name)]
-    if not chosen:
-        raise UsageError(_nothing(split, Counter(name or "none" for name in own), len(own)))
+    splits, dealt = _splits(catalogue, ensemble)
+    wanted = _wanted(catalogue, splits, split)
+    chosen = [n for n, v in enumerate(catalogue.videos) if wanted[v.dataset] in (*_ANY, splits.get(v.key))]
+    names = set(wanted.values())
+    split = names.pop() if len(names) == 1 else "test or all"
     chosen, caveats = _unused(catalogue, chosen, split, ensemble)
+    caveats += [f"{name} has no splits of its own: they are those that training dealt out." for name in dealt]
     marked = [n for n in chosen if _truth(catalogue.videos[n], ensemble) is not None]
     if not marked:
         what = "an opinion score (mos)" if ensemble.is_mos else "a label"
         raise UsageError(f"none of the {len(chosen):,} videos has {what} to compare with; see the manifest")
-    unscored, frames = _tables(catalogue, set(chosen), splits, split)
+    unscored, frames = _tables(catalogue, set(chosen), splits, wanted)
     return Selection(
         catalogue=catalogue,
         videos=tuple(marked),
@@ -118,12 +117,39 @@ def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble) -> Selec
     )
 
 
-def _nothing(split: str, counts: Mapping[str, int], videos: int) -> str:
-    there = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items()))
-    return (
-        f"none of the {videos:,} videos with faces is in the split {split}; there are {there}: choose another --split, "
-        "or all, or unseen for what the model was not made from"
-    )
+def _splits(catalogue: Catalogue, ensemble: Ensemble) -> tuple[dict[str, str], list[str]]:
+    """The split of each video by key; and the datasets whose splits are known from the checkpoint alone.
+
+    Where a dataset has none, training has dealt its people out: the checkpoint knows whom it was made from, and what
+    was left is for the test.
+    """
+    splits = official_splits(catalogue)
+    provenance = next((p for m in ensemble.members if has_digests(p := m.description.provenance)), {})
+    dealt = []
+    for dataset in catalogue.stores:
+        videos = [v for v in catalogue.videos if v.dataset == dataset]
+        if any(v.key in splits for v in videos):
+            continue
+        found = used_for(provenance, [v.about for v in videos])
+        if any(found):
+            dealt.append(dataset)
+            splits |= {v.key: split or "test" for v, split in zip(videos, found, strict=True)}
+    return splits, dealt
+
+
+def _wanted(catalogue: Catalogue, splits: Mapping[str, str], split: str | None) -> dict[str, str]:
+    """What to take of each dataset: no dataset that was named is left out in silence."""
+    wanted = {}
+    for dataset in catalogue.stores:
+        own = Counter(splits.get(v.key, "no split") for v in catalogue.videos if v.dataset == dataset)
+        wanted[dataset] = split or ("test" if "test" in own else "all")
+        if wanted[dataset] not in (*_ANY, *own):
+            there = ", ".join(f"{name} ({count:,})" for name, count in sorted(own.items()))
+            raise UsageError(
+                f"no video of {dataset} with a face is in the split {split}, there are {there}: choose another "
+                "--split, or all, or unseen for what the model was not made from"
+            )
+    return wanted
 
 
 def _truth(video: CataloguedVideo, ensemble: Ensemble) -> float | None:
@@ -164,7 +190,7 @@ def _unused(catalogue: Catalogue, chosen: Sequence[int], split: str, ensemble: E
 
 
 def _tables(
-    catalogue: Catalogue, chosen: set[int], splits: Mapping[str, str], split: str
+    catalogue: Catalogue, chosen: set[int], splits: Mapping[str, str], wanted: Mapping[str, str]
 ) -> tuple[list[Unscored], dict[str, FrameTally]]:
     """Videos without a face, and the account of the frames of the others; from the tables of the videos."""
     keys = {catalogue.videos[n].key for n in chosen}
@@ -174,7 +200,7 @@ def _tables(
         key = f"{dataset}/{row['video']}"
         if key in keys:
             frames[key] = FrameTally(row["planned"], row["corrupt"], row["missing"])
-        elif key not in with_faces and split in (*_ANY, splits.get(key, row["split"])):
+        elif key not in with_faces and wanted[dataset] in (*_ANY, splits.get(key, row["split"])):
             unscored.append(_unscored(key, dataset, row))
     return unscored, frames
 

@@ -6,6 +6,8 @@ One file, written beside and renamed (in a bucket: one upload), so that it is wh
 
 import io
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -74,9 +76,10 @@ def save(store: Store, name: str, parts: dict[str, Any], progress: Progress, con
     sums = dict(zip(names, context.sum([progress.sums[n] for n in names]), strict=True))
     if context.leads:
         counts = {k: getattr(progress, k) for k in ("epoch", "step", "updates", "course")}
-        buffer = io.BytesIO()
-        torch.save({**parts, "format": _FORMAT, "progress": counts | {"sums": sums}, "generators": generators}, buffer)
-        store.write(name, buffer.getbuffer())
+        whole = {**parts, "format": _FORMAT, "progress": counts | {"sums": sums}, "generators": generators}
+        # Through a file: the state of a large model is three times the model.
+        with TemporaryDirectory() as scratch, store.writing(name, Path(scratch)) as path:
+            torch.save(whole, path)
     context.barrier()
 
 

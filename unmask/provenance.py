@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unmask.errors import UsageError
 from unmask.manifest import Video
 
-__all__ = ["USED", "Overlap", "has_digests", "overlap", "used_digests"]
+__all__ = ["USED", "Overlap", "has_digests", "overlap", "used_digests", "used_for"]
 
 USED = "used"
 """The key in a checkpoint's provenance."""
@@ -100,6 +100,22 @@ def overlap(provenance: Mapping[str, Any], videos: Sequence[Video]) -> Overlap:
             if why is not None:
                 seen.setdefault(n, f"{why} was used in {_PURPOSES.get(split, split)}")
     return Overlap(len(videos), dict(sorted(seen.items())))
+
+
+def used_for(provenance: Mapping[str, Any], videos: Sequence[Video]) -> list[str | None]:
+    """What each of some videos itself was used for: `train`, `val`, or None where it was not, or nobody says.
+
+    Raises:
+        UsageError: The digests are damaged.
+    """
+    found: list[str | None] = [None] * len(videos)
+    for split, digests in provenance[USED].items() if has_digests(provenance) else ():
+        known, names = (_unpacked(digests, f"{kind}_digests") for kind in ("video", "name"))
+        for n, video in enumerate(videos):
+            # Originals are among the videos whether or not they were used; the names are of those that were.
+            if _digest(video.video) in known and _digest(_bare(video.video)) in names:
+                found[n] = split
+    return found
 
 
 _PURPOSES = {"train": "training", "val": "validation"}

@@ -68,6 +68,7 @@ _PHRASES: Mapping[Reason, str] = {
     Reason.DECODER_HUNG: "it made the decoder hang, twice",
     Reason.STORAGE: "a folder or bucket could not be read or written",
     Reason.WORKER_LOST: "the process that worked on it died each time",
+    Reason.TRAINING_STOPPED: "a run of training could not go on",
     Reason.INTERNAL: "an error inside Unmask",
     Reason.INTERRUPTED: "the run was stopped",
 }

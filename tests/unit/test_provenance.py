@@ -8,7 +8,7 @@ import pytest
 
 from unmask.errors import UsageError
 from unmask.manifest import Video
-from unmask.provenance import USED, has_digests, overlap, used_digests
+from unmask.provenance import USED, has_digests, overlap, used_digests, used_for
 
 
 def video(name: str, *people: str, source: str | None = None, dataset: str = "ff") -> Video:
@@ -88,3 +88,11 @@ def test_damaged_digests_are_no_permission(damage: dict[str, Any]) -> None:
     del damaged[USED]["val"]["name_digests"]
     with pytest.raises(UsageError, match="damaged"):
         overlap(damaged, TRAIN)
+
+
+def test_what_a_video_itself_was_used_for() -> None:
+    asked = [*TRAIN, *VAL, video("original/200", "000"), video("original/000", dataset="celeb")]
+    assert used_for(provenance(), asked) == ["train", "train", "train", "val", None, None]
+    only_fake = provenance([video("fake/5_6", source="original/5")], [])
+    assert used_for(only_fake, [video("original/5")]) == [None]
+    assert used_for({}, VAL) == [None]

@@ -64,8 +64,19 @@ def test_everything_is_evaluated_where_there_is_no_split(tmp_path: Path) -> None
     plain = Catalogue.read([str(folder(tmp_path / "data", [person_clip(n, n % 2) for n in range(4)]))])
     selection = select(plain, None, ensemble())
     assert (selection.split, len(selection.videos)) == ("all", 4)
-    with pytest.raises(UsageError, match=r"none of the 4 videos with faces is in the split test; there are none \(4\)"):
+    with pytest.raises(UsageError, match=r"no video of data .* in the split test, there are no split \(4\)"):
         select(plain, "test", ensemble())
+
+
+def test_no_dataset_is_left_out_in_silence(catalogue: Catalogue, tmp_path: Path) -> None:
+    folder(tmp_path / "plain", [person_clip(n, n % 2) for n in range(30, 33)])
+    both = Catalogue.read([str(catalogue.stores["data"].local_path()), str(tmp_path / "plain")])
+    selection = select(both, None, ensemble())
+    assert selection.split == "test or all"
+    chosen = [v.key for v in selection.chosen()]
+    assert chosen == ["data/real/6", "data/fake/7", "plain/real/30", "plain/fake/31", "plain/real/32"]
+    with pytest.raises(UsageError, match="no video of plain"):
+        select(both, "test", ensemble())
 
 
 def test_an_unknown_split_is_refused(catalogue: Catalogue) -> None:
@@ -98,6 +109,18 @@ def test_videos_that_a_model_was_made_from_are_no_test(catalogue: Catalogue) -> 
         "real/8",
     ]
     assert keys(catalogue, "test", ensemble(used={"train": named(catalogue, "real/0")})) == ["real/6", "fake/7"]
+
+
+def test_splits_that_training_dealt_out_are_known_from_the_checkpoint(tmp_path: Path) -> None:
+    plain = Catalogue.read([str(folder(tmp_path / "plain", [person_clip(n, n % 2) for n in range(6)]))])
+    used = {"train": [plain.videos[n].about for n in (0, 1, 2)], "val": [plain.videos[3].about]}
+    who = ensemble(used=used)
+    by_split = {s: [v.key for v in select(plain, s, who).chosen()] for s in (None, "test", "val", "train", "unseen")}
+    assert by_split[None] == by_split["test"] == by_split["unseen"] == ["plain/real/4", "plain/fake/5"]
+    assert by_split["val"] == ["plain/fake/3"]
+    assert by_split["train"] == ["plain/real/0", "plain/fake/1", "plain/real/2"]
+    assert "those that training dealt out" in " ".join(select(plain, None, who).caveats)
+    assert select(plain, None, ensemble()).split == "all"
 
 
 def test_people_in_other_videos_are_no_test_either(catalogue: Catalogue) -> None:
