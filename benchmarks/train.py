@@ -39,7 +39,7 @@ from train.context import Context
 from train.history import HISTORY
 from train.loop import Training
 from train.material import Material
-from train.network import optimiser
+from train.network import Network, optimiser
 from train.recipes import recipe
 from train.samplers import Batches, Key
 from unmask.models import build
@@ -146,7 +146,7 @@ def _ddp(rank: int, workers: int, address: str, data: str, size: int, steps: int
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=workers)
     material, batch = _batch(data, size)
     model = build(_config(size).model, seed=0).train()
-    network: Any = DistributedDataParallel(train.loop.Network(model, material.preprocessing))
+    network: Any = DistributedDataParallel(Network(model, material.preprocessing))
     adam = optimiser(model, _config(size).optim)
     seconds = {}
     for name in ("warm", "together", "alone"):
@@ -154,7 +154,7 @@ def _ddp(rank: int, workers: int, address: str, data: str, size: int, steps: int
         began = time.perf_counter()
         for _ in range(2 if name == "warm" else steps):
             with network.no_sync() if name == "alone" else nullcontext():
-                logits, _ = network(batch.pixels, batch.valid_BT)
+                logits, *_ = network(batch.pixels, batch.valid_BT)
                 F.binary_cross_entropy_with_logits(logits, batch.label_B).backward()  # type: ignore[no-untyped-call]
             adam.step()
             adam.zero_grad(set_to_none=True)

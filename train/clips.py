@@ -26,6 +26,7 @@ from train.samplers import Batches, Key, Pool
 from unmask.errors import StorageError, UsageError
 from unmask.prefetch import prefetched
 from unmask.products import mask_name
+from unmask.pyramid import STRIDE
 from unmask.transforms import Preprocessing, resize
 
 __all__ = ["Batch", "Samples", "batches"]
@@ -46,6 +47,8 @@ class Batch:
         valid_BT: bool (B, T), which frames are there.
         label_B: float32 (B,): 0 or 1, or opinion scores.
         unit_B: int64 (B,), of the pool.
+        mask: uint8 (B, T, h, w), share of each place that was blended in, at the stride of `unmask.pyramid`; None where
+            nothing asks for it.
         faces: The first face of each sample, by its number in the catalogue.
         substituted: Samples that stand in for others, which could not be read.
         unchanged: Samples that stand in for fake faces without a change.
@@ -55,6 +58,7 @@ class Batch:
     valid_BT: Tensor
     label_B: Tensor
     unit_B: Tensor
+    mask: Tensor | None
     faces: tuple[int, ...]
     substituted: int
     unchanged: int
@@ -69,6 +73,7 @@ class Batch:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sample:
     pixels: NDArray[Any]
+    mask: NDArray[np.uint8] | None
     valid_T: NDArray[np.bool_]
     label: float
     unit: int
@@ -122,11 +127,13 @@ class Samples:
             UsageError: Too many crops are damaged.
         """
         samples = [self._sample(key) for key in keys]
+        masks = [s.mask for s in samples if s.mask is not None]
         return Batch(
             pixels=torch.from_numpy(np.stack([s.pixels for s in samples])),
             valid_BT=torch.from_numpy(np.stack([s.valid_T for s in samples])),
             label_B=torch.tensor([s.label for s in samples], dtype=torch.float32),
             unit_B=torch.tensor([s.unit for s in samples]),
+            mask=torch.from_numpy(np.stack(masks)) if len(masks) == len(samples) else None,
             faces=tuple(s.face for s in samples),
             substituted=sum(s.substituted for s in samples),
             unchanged=sum(s.unchanged for s in samples),
@@ -161,8 +168,13 @@ class Samples:
         valid_T = np.zeros(self.length, np.bool_)
         valid_T[: len(faces)] = True
         label = 1.0 if key.blend else float(self.pool.label_U[unit])
-        pixels = self._features(faces) if self.features is not None else self._pixels(key, faces, label)
-        return _Sample(pixels, valid_T, label, unit, int(faces[0]), broken, unchanged)
+        pixels: NDArray[Any]
+        mask: NDArray[np.uint8] | None = None
+        if self.features is not None:
+            pixels = self._features(faces)
+        else:
+            pixels, mask = self._pixels(key, faces, label)
+        return _Sample(pixels, mask, valid_T, label, unit, int(faces[0]), broken, unchanged)
 
     def _clip(self, faces: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """At most T faces in a row from a random start, up to the first gap."""
@@ -186,7 +198,9 @@ class Samples:
         out_TD[: len(faces)] = self.features[faces]
         return out_TD
 
-    def _pixels(self, key: Key, faces: NDArray[np.int64], label: float) -> NDArray[np.uint8]:
+    def _pixels(
+        self, key: Key, faces: NDArray[np.int64], label: float
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         pictures = [self.reader.picture(int(face), self.preprocessing) for face in faces]
         if self.config.data.only_changed and label and not key.blend:
             self._refuse_unchanged(int(faces[0]))
@@ -197,7 +211,19 @@ class Samples:
         if self.strategy is not None:
             shared = self.strategy.draw(np.random.default_rng(self._seeds(key, _AUGMENT)))
             pictures = [shared.apply(picture) for picture in pictures]
-        return self._stacked(pictures)
+        mask_THW = self._masks(pictures, changed=key.blend) if self.config.loss.mask else None
+        return self._stacked(pictures), mask_THW
+
+    def _masks(self, pictures: Sequence[Picture], *, changed: bool) -> NDArray[np.uint8]:
+        height, width = (-(-side // STRIDE) for side in self.preprocessing.size_HW)
+        out_Thw = np.zeros((self.length, height, width), np.uint8)
+        for out_hw, picture in zip(out_Thw, pictures, strict=False):
+            if changed and picture.mask_HW is not None:
+                # The way that the picture goes.
+                mask_HWC = np.repeat(picture.mask_HW[..., None], 3, 2)
+                mask_HW = resize(mask_HWC, self.preprocessing)[..., 0]
+                out_hw[...] = cv2.resize(mask_HW, (width, height), interpolation=cv2.INTER_AREA)
+        return out_Thw
 
     def _stacked(self, pictures: Sequence[Picture]) -> NDArray[np.uint8]:
         out_THWC = np.zeros((self.length, *self.preprocessing.size_HW, 3), np.uint8)

@@ -122,14 +122,16 @@ class LossConfig:
     """Weight of the alignment of features of one class (Wang & Isola 2020)."""
     uniformity: float = 0.0
     """Weight of the uniformity of all features on the sphere (Wang & Isola 2020)."""
+    mask: float = 0.0
+    """Weight of finding the region that was blended in (model.pyramid with self-blended images)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"loss.label_smoothing lies in [0, 1); got {self.label_smoothing}")
         if isinstance(self.pos_weight, float | int) and not (math.isfinite(self.pos_weight) and self.pos_weight > 0):
             raise UsageError(f"loss.pos_weight is auto, none or above 0; got {self.pos_weight}")
-        if min(self.alignment, self.uniformity) < 0:
-            raise UsageError("loss.alignment and loss.uniformity are 0 or more")
+        if min(self.alignment, self.uniformity, self.mask) < 0:
+            raise UsageError("loss.alignment, loss.uniformity and loss.mask are 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +260,8 @@ class TrainConfig:
             raise UsageError("data.cached_features cannot go with data.draw=selfblend, which makes new pictures")
         if (self.data.draw == "selfblend") != (self.augment.strategy == "selfblend"):
             raise UsageError("data.draw=selfblend and augment.strategy=selfblend go together")
+        if self.model.pyramid != (self.loss.mask > 0) or (self.loss.mask and self.data.draw != "selfblend"):
+            raise UsageError("model.pyramid, loss.mask above 0 and data.draw=selfblend go together")
         if self.loop.unfreeze_after and self.loop.freeze == "none":
             raise UsageError("loop.unfreeze_after needs loop.freeze=backbone or layer_norm")
 

@@ -22,7 +22,7 @@ _PLOTS = {
     "scores": ("Opinion scores on validation", ("val_rmse", "val_plcc", "val_srcc")),
     "rate": ("Learning rate", ("lr",)),
 }
-_COLOURS = ("#2f6fb5", "#c25b1f", "#3c8c5a", "#7d5ba6")
+_COLOURS = ("#2f6fb5", "#c25b1f", "#3c8c5a", "#7d5ba6", "#b3455c", "#3f97a8", "#95801f", "#6b6b6b")
 
 
 class History:
@@ -92,7 +92,7 @@ def plot(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, byte
                 continue
             axes.set(title=title, xlabel="epoch")
             axes.grid(alpha=0.3)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if drawn > 1:
                 axes.legend(frameon=False)
             buffer = io.BytesIO()

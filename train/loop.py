@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -223,11 +224,14 @@ class Training:
         device = self.context.device
         wants_features = bool(self.config.loss.alignment or self.config.loss.uniformity)
         with self.precision.autocast():
-            logits_B, features_MD = self._wrapped(
-                batch.pixels.to(device, non_blocking=True), batch.valid_BT.to(device, non_blocking=True)
-            )
+            valid_BT = batch.valid_BT.to(device, non_blocking=True)
+            logits_B, features_MD, where_Mhw = self._wrapped(batch.pixels.to(device, non_blocking=True), valid_BT)
         features = features_MD if wants_features and len(features_MD) == len(logits_B) else None
-        return self.loss(logits_B, batch.label_B.to(device), features)
+        loss = self.loss(logits_B, batch.label_B.to(device), features)
+        if where_Mhw is not None and batch.mask is not None:
+            mask_Mhw = batch.mask.to(device, non_blocking=True)[valid_BT].float() / 255.0
+            loss = loss + self.config.loss.mask * F.binary_cross_entropy_with_logits(where_Mhw.float(), mask_Mhw)
+        return loss
 
     def _is_time_to_save(self, step: int, steps: int) -> bool:
         every = self.config.loop.save_every_steps

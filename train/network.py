@@ -45,8 +45,10 @@ class Network(nn.Module):
         self._preprocessing = preprocessing
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def forward(self, pixels: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B,), or opinion scores; and the features (M, D) of the valid frames.
+    def forward(self, pixels: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (B,), or opinion scores; the features (M, D) of the valid frames, and where they were blended.
+
+        The last is logits (M, h, w), from models with a pyramid while they are trained.
 
         Args:
             pixels: uint8 (B, T, H, W, 3), or features (B, T, D) that were kept.
@@ -54,23 +56,25 @@ class Network(nn.Module):
         """
         is_kept = pixels.ndim == 3
         inputs = pixels[valid_BT]
-        features_MD = inputs.float() if is_kept else self._features(inputs)
+        features_MD, where_Mhw = (inputs.float(), None) if is_kept else self._features(inputs)
         if not self.model.is_temporal:
-            return self.model.frame_logits(features_MD), features_MD
+            return self.model.frame_logits(features_MD), features_MD, where_Mhw
         features_BTD = features_MD.new_zeros((*valid_BT.shape, features_MD.shape[-1]))
         features_BTD = features_BTD.masked_scatter(valid_BT[..., None], features_MD)
-        return self.model.clip_logits(features_BTD, valid_BT), features_MD
+        return self.model.clip_logits(features_BTD, valid_BT), features_MD, where_Mhw
 
-    def _features(self, pixels_MHWC: Tensor) -> Tensor:
+    def _features(self, pixels_MHWC: Tensor) -> tuple[Tensor, Tensor | None]:
         images = normalised(pixels_MHWC, self._preprocessing).contiguous(memory_format=self._format)
-        return self.model.features(images)
+        if self.training and self.model.config.pyramid:
+            return self.model.located(images)
+        return self.model.features(images), None
 
-    def judge(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`forward` of a batch that lies anywhere."""
-        outputs: tuple[Tensor, Tensor] = self(
+    def logits(self, batch: Batch, device: torch.device) -> Tensor:
+        """Logits (B,) of a batch that lies anywhere."""
+        outputs: tuple[Tensor, ...] = self(
             batch.pixels.to(device, non_blocking=True), batch.valid_BT.to(device, non_blocking=True)
         )
-        return outputs
+        return outputs[0]
 
 
 def prepared(model: ForgeryModel, config: LoopConfig, device: torch.device) -> ForgeryModel:

@@ -95,7 +95,7 @@ def load(store: Store, name: str, context: Context) -> tuple[dict[str, Any], Pro
         return None
     try:
         state = torch.load(io.BytesIO(store.read(name)), map_location="cpu", weights_only=True)
-        counts, generators = state.pop("progress"), state.pop("generators")
+        progress, generators = Progress(**state.pop("progress")), state.pop("generators")
         assert state.pop("format") == _FORMAT
     except StorageError:
         raise
@@ -103,13 +103,12 @@ def load(store: Store, name: str, context: Context) -> tuple[dict[str, Any], Pro
         raise StorageError(
             f"{store.shown}/{name} is damaged ({type(error).__name__}); remove it to train that model anew"
         ) from error
-    progress = Progress(**counts)
     if len(generators) == context.workers:
         restore_random(generators[context.rank], context.device)
     elif progress.step:
         raise StorageError(
-            f"{store.shown} was begun with {len(generators)} workers and stopped within an epoch; go on with --workers "
-            f"{len(generators)}"
+            f"{store.shown} was begun with {len(generators)} worker{'s' * (len(generators) > 1)} and stopped within an "
+            f"epoch; go on with --workers {len(generators)}"
         )
     if not context.leads:
         progress.sums = dict.fromkeys(progress.sums, 0.0)

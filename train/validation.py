@@ -94,7 +94,7 @@ def validate(
     network.eval()
     with torch.inference_mode(), precision.autocast():
         loaded = batches(samples, pieces, workers=loader_workers, pinned=context.device.type == "cuda")
-        logits = [network.judge(batch, context.device)[0].float().cpu() for batch in loaded]
+        logits = [network.logits(batch, context.device).float().cpu() for batch in loaded]
     network.train(was_training)
     found = context.gather(torch.cat(logits) if logits else torch.zeros(0))
     logits_K = np.zeros(len(keys))

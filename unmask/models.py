@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from unmask.backbones import create_backbone, load_weights
 from unmask.errors import ModelError, Reason, UsageError
+from unmask.pyramid import Pyramid
 from unmask.window import mean_std
 
 __all__ = ["ForgeryModel", "Head", "ModelConfig", "Task", "build"]
@@ -55,6 +56,8 @@ class ModelConfig:
     """Rate of stochastic depth in the backbone, in training."""
     window: int = 16
     """T, the frames of a clip (temporal head)."""
+    pyramid: bool = False
+    """Judge by the maps of three stages rather than by the last features; see `unmask.pyramid`. Not with mobilenet."""
     task: Task = "detection"
     """What the output is: a logit for a manipulation, or the mean opinion score of a fake's quality (S0)."""
 
@@ -63,6 +66,8 @@ class ModelConfig:
             raise UsageError(f"backbone is the name of a timm model; got {self.backbone!r}")
         if self.head not in get_args(Head):
             raise UsageError(f"head is one of {', '.join(get_args(Head))}; got {self.head!r}")
+        if type(self.pyramid) is not bool or (self.pyramid and self.head == "mobilenet"):
+            raise UsageError(f"pyramid is true or false, and true with every head but mobilenet; got {self.pyramid!r}")
         if self.task not in get_args(Task):
             raise UsageError(f"task is one of {', '.join(get_args(Task))}; got {self.task!r}")
         if self.head == "mobilenet" and not self.backbone.startswith(_MOBILENET):
@@ -114,7 +119,16 @@ class ForgeryModel(nn.Module):
     def features(self, crops_N3HW: Tensor) -> Tensor:
         """Pooled features (N, D) of normalised crops (N, 3, H, W)."""
         features_ND: Tensor = self.backbone(crops_N3HW)
-        if features_ND.shape != (len(crops_N3HW), self.dim):
+        return self._checked(features_ND, len(crops_N3HW))
+
+    def located(self, crops_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """`features`, and logits (N, h, w) for what each place was blended in, from a model with a pyramid."""
+        assert isinstance(self.backbone, Pyramid), "this model locates nothing"
+        features_ND, where_Nhw = self.backbone.located(crops_N3HW)
+        return self._checked(features_ND, len(crops_N3HW)), where_Nhw
+
+    def _checked(self, features_ND: Tensor, count: int) -> Tensor:
+        if features_ND.shape != (count, self.dim):
             raise ModelError(
                 Reason.UNKNOWN_MODEL,
                 f"the backbone {self.config.backbone} gives features of shape {tuple(features_ND.shape)}, not "
@@ -219,10 +233,12 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: Path | None
         torch.default_generator.manual_seed(seed)
         fetch = pretrained and weights is None
         backbone = create_backbone(config.backbone, pretrained=fetch, drop_path=config.drop_path)
+        if config.pyramid:
+            backbone = Pyramid(backbone, config.backbone)
         # What the classifier saw; MobileNets have a hidden layer between the last feature map and that.
         dim = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         assert isinstance(dim, int)
         model = ForgeryModel(config, backbone, dim)
         if weights is not None:
-            load_weights(model.backbone, model.head, weights)
+            load_weights(getattr(backbone, "inner", backbone), model.head, weights)
     return model.eval()

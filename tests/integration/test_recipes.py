@@ -118,11 +118,11 @@ def test_dfgc(shared_dir: Path, tmp_path: Path) -> None:
     dfgc = tmp_path / "DFGC"
     rows = []
     for n in range(9):
-        name = f"{n:02d}-{n + 30:02d}-{'abc'[n % 3]}-{n}.mp4"
-        link(fake[n % len(fake)], dfgc / f"C{n % 3 + 1}" / name)
+        name = f"C{n % 3 + 1}/{n + 1}-{n % 2 + 1}-1-submit-7000{n % 3}.mp4"
+        link(fake[n % len(fake)], dfgc / name)
         rows.append((name, 1.0 + n / 3))
     with (dfgc / "mos.csv").open("w") as file:
-        csv.writer(file).writerows([("filename", "mos"), *rows])
+        csv.writer(file).writerows([("file", "mos"), *rows])
     out = tmp_path / "faces"
     unmask("preprocess", dfgc, "--out", out, "--fps", 5, "--margin", 1.3, cwd=tmp_path)
     for name in ("dfgc-convnext", "dfgc-eva"):

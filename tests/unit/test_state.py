@@ -115,6 +115,7 @@ def test_an_interrupted_write_leaves_the_state_of_before(tmp_path: Path, monkeyp
     with pytest.raises(Refused):
         save(store, LAST, parts(), Progress(epoch=9), ALONE)
     assert (tmp_path / LAST).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
     found = load(store, LAST, ALONE)
     assert found is not None
     assert found[1].epoch == 3
@@ -158,7 +159,9 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_another_number_of_workers_goes_on_between_epochs_only(tmp_path: Path) -> None:
     store, two = Store(tmp_path), Context(device=CPU, rank=0, workers=2)
     save(store, LAST, parts(), PROGRESS, ALONE)
-    with pytest.raises(StorageError, match=r"was begun with 1 workers and stopped within an epoch.*--workers 1"):
+    with pytest.raises(
+        StorageError, match=r"was begun with 1 worker and stopped within an epoch; go on with --workers 1"
+    ):
         load(store, LAST, two)
     save(store, LAST, parts(), Progress(epoch=4), ALONE)
     torch.manual_seed(3)
