@@ -90,10 +90,20 @@ def load(options: EmbedOptions, device: torch.device) -> Embedder:
     return embedder
 
 
-def plan(options: EmbedOptions) -> EmbedPlan:
-    """Load a network once to see that it can be had, and give what it is. Raises as `load` does."""
-    found = load(options, torch.device("cpu")).plan
-    return replace(found, options=replace(options, sha256=found.sha256))
+def plan(options: EmbedOptions, *, to_judge: bool = False) -> EmbedPlan:
+    """Load a network once to see that it can be had, and give what it is.
+
+    Args:
+        options: Which.
+        to_judge: It shall score videos.
+
+    Raises:
+        ModelError: As `load` does, or it is no detector.
+    """
+    found = load(options, torch.device("cpu"))
+    if to_judge and found.description is not None:
+        found.description.check_detects()
+    return replace(found.plan, options=replace(options, sha256=found.plan.sha256))
 
 
 def _backbone(options: EmbedOptions, device: torch.device) -> Embedder:

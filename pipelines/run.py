@@ -196,7 +196,7 @@ def _plans(job: Job) -> tuple[tuple["EmbedPlan", ...], Job]:
     from pipelines.embedders import plan
 
     embed = [plan(_absolute(options)) for options in job.embed]
-    judge = [plan(_absolute(job.score.model))] if job.score is not None else []
+    judge = [plan(_absolute(job.score.model), to_judge=True)] if job.score is not None else []
     job = replace(job, embed=tuple(found.options for found in embed))
     if job.score is not None:
         job = replace(job, score=replace(job.score, model=judge[0].options))

@@ -5,7 +5,7 @@ Each clip is looked at in a few frames and has the faces that are asked for; cro
 
 import io
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -71,7 +71,9 @@ class Clip:
     video: str
     uri: str = ""
     picture: Callable[[int], NDArray[np.uint8]] = portrait
-    faces: dict[int, Sequence[tuple[float, float, float, float]]] = field(default_factory=lambda: {0: [BOX], 10: [BOX]})
+    faces: Mapping[int, Sequence[tuple[float, float, float, float]]] = field(
+        default_factory=lambda: {0: [BOX], 10: [BOX]}
+    )
     corrupt: frozenset[int] = frozenset()
     status: str = "done"
     columns: dict[str, Any] = field(default_factory=dict)

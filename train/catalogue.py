@@ -233,13 +233,17 @@ class Catalogue:
         low_N2, high_N2 = centre_N2 - wanted_N2 / 2, centre_N2 + wanted_N2 / 2
         slack_N2 = _SLACK_PX / np.minimum(self.transform_N6[:, [0, 4]], 1.0)
         short_N = ((low_N2 < -slack_N2) | (high_N2 > self.size_N2 + slack_N2)).any(1)
-        if short_N.mean() > _MOST_UNCOVERED:
-            held = float(np.median(self.size_N2.min(1) / side_N2.max(1)))
-            shape = " in squares" if preprocessing.fit == "square" else ""
-            raise UsageError(
-                f"the crops show about {held:.2f} times the face's box, and this model wants "
-                f"{preprocessing.margin:.2f} times{shape}: preprocess with --margin {preprocessing.margin:.2f} or more"
-            )
+        names = list(self.stores)
+        dataset_N = np.array([names.index(video.dataset) for video in self.videos])[self.video_N]
+        for number, store in enumerate(self.stores.values()):
+            own_N = dataset_N == number
+            if own_N.any() and short_N[own_N].mean() > _MOST_UNCOVERED:
+                held = float(np.median(self.size_N2[own_N].min(1) / side_N2[own_N].max(1)))
+                shape = " in squares" if preprocessing.fit == "square" else ""
+                raise UsageError(
+                    f"the crops of {store.shown} show about {held:.2f} times the face's box, and this model wants "
+                    f"{preprocessing.margin:.2f} times{shape}: preprocess with --margin {preprocessing.margin:.2f} or more"
+                )
         return None
 
     def _check_aligned(self, preprocessing: Preprocessing) -> None:

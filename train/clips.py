@@ -7,7 +7,7 @@ Axes: B samples, T frames of a clip (1 for frames), H rows, W columns, C = 3 cha
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,7 +23,7 @@ from train.catalogue import Catalogue
 from train.config import TrainConfig
 from train.crops import CropReader
 from train.samplers import Batches, Key, Pool
-from unmask.errors import StorageError, UsageError
+from unmask.errors import StorageError, UnmaskError, UsageError
 from unmask.prefetch import prefetched
 from unmask.products import mask_name
 from unmask.pyramid import STRIDE
@@ -65,6 +65,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.label_B)
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory; PyTorch's loader asks for it by this name."""
+        tensors = {"pixels": self.pixels, "valid_BT": self.valid_BT, "label_B": self.label_B, "mask": self.mask}
+        return replace(self, **{k: v if v is None else v.pin_memory() for k, v in tensors.items()})
 
     def __repr__(self) -> str:
         return f"Batch({tuple(self.pixels.shape)}, {self.pixels.dtype}, {int(self.label_B.gt(0.5).sum())} above 1/2)"
@@ -245,14 +250,17 @@ class Samples:
             raise _Unchanged
 
 
-class _Loading(torch.utils.data.Dataset[Batch]):
-    """For PyTorch's loader: whole batches by their keys."""
+class _Loading(torch.utils.data.Dataset[Batch | UnmaskError]):
+    """For PyTorch's loader: whole batches by their keys, or why there is none. What is raised there comes as a trace."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
 
-    def __getitem__(self, keys: list[Key]) -> Batch:
-        return self._samples.batch(keys)
+    def __getitem__(self, keys: list[Key]) -> Batch | UnmaskError:
+        try:
+            return self._samples.batch(keys)
+        except UnmaskError as error:
+            return error
 
 
 def _alone(_: int) -> None:
@@ -270,6 +278,9 @@ def batches(
         keys: Of each batch.
         workers: Processes; 0 is a thread of this process.
         pinned: In page-locked memory, for a GPU.
+
+    Raises:
+        UsageError: Too many crops are damaged.
     """
     if not workers:
         yield from prefetched((samples.batch(k) for k in keys), cost=lambda _: 1, limit=2)
@@ -286,4 +297,7 @@ def batches(
         # The loader draws a seed that nothing here uses: from the global generator it would be another one on resuming.
         generator=torch.Generator(),
     )
-    yield from loader
+    for found in loader:
+        if isinstance(found, UnmaskError):
+            raise found
+        yield found

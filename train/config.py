@@ -166,8 +166,8 @@ class OptimConfig:
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UsageError(f"optim.clip_norm is above 0 or none; got {self.clip_norm}")
-        if self.warmup_steps < 0 or self.patience < 0:
-            raise UsageError("optim.warmup_steps and optim.patience are 0 or more")
+        if min(self.warmup_steps, self.patience, self.power) < 0:
+            raise UsageError("optim.warmup_steps, optim.patience and optim.power are 0 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,8 +216,10 @@ class LoopConfig:
             _at_least_one(f"loop.{name}", getattr(self, name))
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"loop.ema is a decay in (0, 1), or none; got {self.ema}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UsageError(f"loop.seeds are different numbers from 0; got {self.seeds}")
+        if self.loader_workers is not None and self.loader_workers < 0:
+            raise UsageError(f"loop.loader_workers is 0 or more; got {self.loader_workers}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) >= 2**32:
+            raise UsageError(f"loop.seeds are different numbers from 0, below 2^32; got {self.seeds}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +264,10 @@ class TrainConfig:
             raise UsageError("data.draw=selfblend and augment.strategy=selfblend go together")
         if self.model.pyramid != (self.loss.mask > 0) or (self.loss.mask and self.data.draw != "selfblend"):
             raise UsageError("model.pyramid, loss.mask above 0 and data.draw=selfblend go together")
+        if self.model.head == "temporal" and (self.loss.alignment or self.loss.uniformity):
+            raise UsageError("loss.alignment and loss.uniformity are of frames, and model.head=temporal takes clips")
+        if self.loop.compile and self.model.pyramid:
+            raise UsageError("loop.compile cannot go with model.pyramid")
         if self.loop.unfreeze_after and self.loop.freeze == "none":
             raise UsageError("loop.unfreeze_after needs loop.freeze=backbone or layer_norm")
 
@@ -348,7 +354,7 @@ def field_path(name: str, paths: set[str]) -> str:
         raise UsageError(f"--set {name} could be {' or '.join(ends)}; give the whole name")
     known = {**{p.rpartition(".")[2]: p for p in paths}, **{p: p for p in paths}}
     close = [known[n] for n in difflib.get_close_matches(name, known, n=3, cutoff=0.5)]
-    hint = f"did you mean {', '.join(dict.fromkeys(close))}?" if close else "see unmask train --show RECIPE"
+    hint = f"did you mean {', '.join(dict.fromkeys(close))}?" if close else "see unmask train --recipe NAME --show"
     raise UsageError(f"--set {name}: no field is called that; {hint}")
 
 
@@ -413,7 +419,7 @@ def _fitted(value: Any, kind: Any) -> Any:
     if origin is tuple:
         return _fitted_tuple(value, inner)
     if kind is float and type(value) in (int, float):
-        return float(value)
+        return float(value) if math.isfinite(value) else _MISFIT
     return value if type(value) is kind or (kind is type(None) and value is None) else _MISFIT
 
 

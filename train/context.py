@@ -1,6 +1,6 @@
 """The workers of a run and what they tell each other. The same for one process, and for many under Ray Train."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,12 @@ class Context:
             dist.all_reduce(total)
         plain: list[float] = total.tolist()
         return plain
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors what they are on the first worker. They lie where the model does."""
+        if self.workers > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all workers, on the CPU, in the order of their ranks. They may differ in their first size."""

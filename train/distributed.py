@@ -58,6 +58,7 @@ def fit_on_ray(
         # Each worker looks for this: a folder of one machine would give every node a run of its own.
         mark = secrets.token_hex(8)
         out.write(_MARK, mark.encode())
+        out.delete(_SAID)  # of a driver that was killed
         try:
             with _telling(out, say):
                 _fit(task, mark, workers, use_gpu=use_gpu, max_failures=max_failures)

@@ -92,6 +92,8 @@ def plot(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, byte
                 continue
             axes.set(title=title, xlabel="epoch")
             axes.grid(alpha=0.3)
+            if name == "rate":
+                axes.set_ylim(bottom=0.0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if drawn > 1:
                 axes.legend(frameon=False)

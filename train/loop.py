@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,10 +90,10 @@ class Training:
         self._loader_workers = loader_workers
         loop = self.config.loop
         torch.manual_seed(run.seed * 1000 + context.rank)
-        weights = self.config.weights and Store(self.config.weights).local_path()
+        weights = Path(self.config.weights).expanduser() if self.config.weights else None
         model = build(
             self.config.model, pretrained=self.config.pretrained and not weights and material.kept is None,
-            weights=weights or None, seed=run.seed,
+            weights=weights, seed=run.seed,
         )  # fmt: skip
         if material.kept is not None:
             material.kept.start(model)
@@ -122,7 +123,8 @@ class Training:
         parts, self.progress = found
         self.network.model.load_state_dict(parts["model"])
         self.optimiser.load_state_dict(parts["optimiser"])
-        self.scaler.load_state_dict(parts["scaler"])
+        if parts["scaler"]:  # none from a device that needs no scaler
+            self.scaler.load_state_dict(parts["scaler"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"])
         self.course.restore(self.progress.course)
@@ -226,8 +228,8 @@ class Training:
         with self.precision.autocast():
             valid_BT = batch.valid_BT.to(device, non_blocking=True)
             logits_B, features_MD, where_Mhw = self._wrapped(batch.pixels.to(device, non_blocking=True), valid_BT)
-        features = features_MD if wants_features and len(features_MD) == len(logits_B) else None
-        loss = self.loss(logits_B, batch.label_B.to(device), features)
+        # Outside: autocast would multiply the features in few bits again.
+        loss = self.loss(logits_B, batch.label_B.to(device), features_MD if wants_features else None)
         if where_Mhw is not None and batch.mask is not None:
             mask_Mhw = batch.mask.to(device, non_blocking=True)[valid_BT].float() / 255.0
             loss = loss + self.config.loss.mask * F.binary_cross_entropy_with_logits(where_Mhw.float(), mask_Mhw)
@@ -272,9 +274,10 @@ class Training:
         )
 
     def _validate(self) -> Validated:
-        return validate(
-            self.judge(), self.material.val, self.precision, self.context, loader_workers=self._loader_workers
-        )
+        judge = self.judge()
+        # BatchNorm's statistics are each worker's own; the first one's are those that are kept.
+        self.context.share(judge.buffers())
+        return validate(judge, self.material.val, self.precision, self.context, loader_workers=self._loader_workers)
 
     def _book(self, todo: Batches, meter: _Meter, validated: Validated, trained_s: float) -> None:
         """The end of an epoch: keep the best, write everything, tell everybody."""

@@ -91,7 +91,10 @@ def prepared(model: ForgeryModel, config: LoopConfig, device: torch.device) -> F
                 f"{model.config.backbone} cannot recompute activations: set loop.checkpoint_activations=false"
             ) from None
     if config.sync_bn and device.type == "cuda":
-        model.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)  # type: ignore[no-untyped-call]
+        from timm.layers import convert_sync_batchnorm
+
+        # PyTorch's own would leave out the activations, which timm's BatchNorms apply too.
+        model.backbone = convert_sync_batchnorm(model.backbone)
     memory = torch.channels_last if config.channels_last else torch.preserve_format
     return model.to(device, memory_format=memory)  # type: ignore[call-overload,no-any-return]
 

@@ -81,7 +81,8 @@ class Project:
         with TemporaryDirectory() as scratch, self.store.writing(MODEL, Path(scratch)) as path:
             path.write_bytes(run_folder(self.store.uri, best).read(BEST))
         histories = {n: json.loads(run_folder(self.store.uri, n).read(HISTORY))["epochs"] for n in names}
-        for name, image in plot(histories).items():
+        shown = {name.replace("-plain", " without augmentation"): rows for name, rows in histories.items()}
+        for name, image in plot(shown).items():
             self.store.write(f"plots/{name}.png", image)
         members = [name for name in names if not name.endswith("-plain")]
         if len(members) > 1:

@@ -92,16 +92,20 @@ def validate(
     pieces = [mine[k : k + size] for k in range(0, len(mine), size)]
     was_training = network.training
     network.eval()
+    logits, units = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
     with torch.inference_mode(), precision.autocast():
-        loaded = batches(samples, pieces, workers=loader_workers, pinned=context.device.type == "cuda")
-        logits = [network.logits(batch, context.device).float().cpu() for batch in loaded]
+        for batch in batches(samples, pieces, workers=loader_workers, pinned=context.device.type == "cuda"):
+            logits.append(network.logits(batch, context.device).float().cpu())
+            units.append(batch.unit_B)
     network.train(was_training)
-    found = context.gather(torch.cat(logits) if logits else torch.zeros(0))
-    logits_K = np.zeros(len(keys))
-    for rank, part in enumerate(found):
-        logits_K[rank :: context.workers] = part.numpy()
-    labels_K = np.array([1.0 if k.blend else samples.pool.label_U[k.unit] for k in keys], np.float64)
-    groups_K = np.array([2 * samples.pool.video_U[k.unit] + k.blend for k in keys], np.int64)
+    logits_K, unit_K = np.zeros(len(keys)), np.zeros(len(keys), np.int64)
+    for into_K, own in ((logits_K, logits), (unit_K, units)):
+        for rank, part in enumerate(context.gather(torch.cat(own))):
+            into_K[rank :: context.workers] = part.numpy()
+    # What stands in for a damaged crop counts as what it is itself.
+    blend_K = np.array([k.blend for k in keys])
+    labels_K = np.where(blend_K, 1.0, samples.pool.label_U[unit_K].astype(np.float64))
+    groups_K = 2 * samples.pool.video_U[unit_K].astype(np.int64) + blend_K
     if not np.isfinite(logits_K).all():
         raise UsageError("the model's outputs in validation are not finite: lower optim.lr or set optim.clip_norm")
     is_mos = samples.config.model.task == "mos"

@@ -124,13 +124,14 @@ class Analyzer:
             limits: What a download may cost.
 
         Raises:
-            ModelError: The model cannot be had or trusted.
+            ModelError: The model cannot be had or trusted, or is no detector.
             UsageError: The device is not there, or options contradict each other.
         """
         where = select_device(device)
         built, description = resolve(
             DEFAULT_MODEL if model is None else model, device=where, weights=weights, pretrained=pretrained
         )
+        description.check_detects()
         return cls(
             built, description, MTCNN(device=where, thresholds=SCORING_THRESHOLDS), options=options, limits=limits
         )

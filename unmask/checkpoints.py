@@ -63,6 +63,19 @@ class Description:
         """The short form that results carry."""
         return ModelInfo(self.name, self.version, self.sha256, self.trained)
 
+    def check_detects(self) -> None:
+        """See that the model tells fakes from real faces, and nothing else.
+
+        Raises:
+            ModelError: It predicts opinion scores.
+        """
+        if self.config.task != "detection":
+            raise ModelError(
+                Reason.BAD_OPTION,
+                f"{self.name} predicts how real people find a fake, not whether it is one: score with a detector, or "
+                "see what it says with unmask evaluate",
+            )
+
     def to_json(self) -> dict[str, Any]:
         """A plain dict, ready for `json.dumps`."""
         return {

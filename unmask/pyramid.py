@@ -26,18 +26,18 @@ _STRIDES = (8, 16, 32)
 
 
 class Pyramid(nn.Module):
-    """Takes the place of a backbone: crops (N, 3, H, W) in, features (N, D) out, D = 2 x `width`.
+    """Takes the place of a backbone: crops (N, 3, H, W) in, features (N, D) out, D = 4 x `width`.
 
     Args:
         inner: A timm backbone with maps at strides 8, 16 and 32.
         name: What it is called, for errors.
-        width: Channels of the joined map.
+        width: Channels of each stage's part of the joined map.
 
     Raises:
         ModelError: The backbone has no such maps.
     """
 
-    def __init__(self, inner: nn.Module, name: str, width: int = 96) -> None:
+    def __init__(self, inner: nn.Module, name: str, width: int = 48) -> None:
         super().__init__()
         stages = getattr(inner, "feature_info", [])
         # Of each stride the deepest stage.
@@ -50,20 +50,20 @@ class Pyramid(nn.Module):
             )
         # What lies behind the last map would never be used, nor trained.
         cast("Any", inner).prune_intermediate_layers(self._indices, prune_head=True)
-        self.inner, self.num_features = inner, 2 * width
+        self.inner, self.num_features = inner, 4 * width
         self.laterals = nn.ModuleList(nn.Conv2d(stages[n]["num_chs"], width, 1) for n in self._indices)
-        self.smooth = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.locate = nn.Sequential(nn.Conv2d(width, width // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(width // 2, 1, 1))
+        self.locate = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 1, 1))
+        self._width = width
 
     def forward_features(self, crops_N3HW: Tensor) -> Tensor:
-        """The joined map (N, C, h, w)."""
+        """The joined map (N, C, h, w): all stages together, and beside them what the last one says by itself."""
         found = cast("Any", self.inner).forward_intermediates(
             crops_N3HW, indices=self._indices, intermediates_only=True, output_fmt="NCHW"
         )
         fine, middle, coarse = (lateral(each) for lateral, each in zip(self.laterals, found, strict=True))
         middle = middle + F.interpolate(coarse, size=middle.shape[2:], mode="bilinear")
-        joined: Tensor = self.smooth(fine + F.interpolate(middle, size=fine.shape[2:], mode="bilinear"))
-        return joined
+        joined = F.relu(fine + F.interpolate(middle, size=fine.shape[2:], mode="bilinear"))
+        return torch.cat([joined, F.interpolate(coarse, size=fine.shape[2:], mode="bilinear")], 1)
 
     def pool(self, joined_NChw: Tensor) -> Tensor:
         """Features (N, D) of a joined map: means, then maxima."""
@@ -76,7 +76,7 @@ class Pyramid(nn.Module):
     def located(self, crops_N3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D); and logits (N, h, w) for what each place was blended in."""
         joined_NChw = self.forward_features(crops_N3HW)
-        where_N1hw: Tensor = self.locate(joined_NChw)
+        where_N1hw: Tensor = self.locate(joined_NChw[:, : self._width])
         return self.pool(joined_NChw), where_N1hw[:, 0]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -175,7 +175,7 @@ def test_a_few_crops_may_be_cut_short(tmp_path: Path) -> None:
         store = Store(tmp_path / str(count))
         finished_run(store, [Clip(video="v", faces={k: [BOX] for k in range(20)})], margin=1.7)
         catalogue = Catalogue.read([str(tmp_path / str(count))])
-        catalogue.box_N4[:count] += np.float32([-60, -60, 60, 60])
+        catalogue.box_N4[:count] += np.array([-60, -60, 60, 60], np.float32)
         if is_refused:
             with pytest.raises(UsageError, match="show about"):
                 catalogue.check_covers(Preprocessing(size_px=64, margin=1.6))

@@ -248,3 +248,11 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path, description: Descri
     loaded, again = load(tmp_path / "tied.safetensors")
     assert again == described
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in tied.state_dict().items())
+
+
+def test_a_model_of_opinion_scores_judges_no_videos() -> None:
+    config = ModelConfig(backbone="mobilenetv3_small_050", head="temporal", task="mos")
+    described = Description(name="m", version="1", config=config, preprocessing=Preprocessing(size_px=64))
+    with pytest.raises(ModelError, match="not whether it is one: score with a detector"):
+        described.check_detects()
+    replace(described, config=ModelConfig(backbone="mobilenetv3_small_050")).check_detects()

@@ -156,7 +156,7 @@ def test_balanced_shows_every_fake_where_they_are_fewer(tmp_path: Path) -> None:
 
 def test_the_same_seed_and_epoch_give_the_same_plan(unequal: Catalogue) -> None:
     for draw in ("all", "balanced", "pairs"):
-        config = DataConfig(draw=draw)  # type: ignore[arg-type]
+        config = DataConfig(draw=draw)
         first, again, other, later = (
             epoch_plan(pool_of(unequal), unequal, config, seed=s, epoch=e) for s, e in ((1, 2), (1, 2), (2, 2), (1, 3))
         )

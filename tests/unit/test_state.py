@@ -1,15 +1,14 @@
 """The state of a run: whole or that of before, of as many workers, with every generator where it was."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
+from tests.workers import in_two_processes
 from train.context import Context
 from train.state import LAST, Progress, load, random_state, restore_random, save
 from unmask.errors import StorageError
@@ -177,26 +176,6 @@ def test_sums_are_counted_once(tmp_path: Path) -> None:
     save(store, LAST, parts(), Progress(epoch=1, sums={"loss": 2.0}), ALONE)
     found = [load(store, LAST, Context(device=CPU, rank=rank, workers=2)) for rank in (0, 1)]
     assert [each and each[1].sums for each in found] == [{"loss": 2.0}, {"loss": 0.0}]
-
-
-def in_two_processes(folder: Path, work: Callable[[Context], None]) -> None:
-    """Run something on two workers that PyTorch's gloo connects."""
-    pids = []
-    for rank in range(2):
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-                work(Context(device=CPU, rank=rank, workers=2))
-                dist.destroy_process_group()
-                status = 0
-            except BaseException as error:
-                sys.__stderr__.write(f"worker {rank}: {error!r}\n")  # type: ignore[union-attr]
-            finally:
-                os._exit(status)
-        pids.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

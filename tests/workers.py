@@ -1,0 +1,42 @@
+"""Two workers on one machine, connected as those of a run are, without Ray."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from train.context import Context
+
+__all__ = ["in_two_processes"]
+
+
+def in_two_processes(folder: Path, work: Callable[[Context], None]) -> None:
+    """Run something on two workers that PyTorch's gloo connects; both must come to an end without an exception.
+
+    Args:
+        folder: Where they meet.
+        work: Gets the worker's context. Runs in a fork of this process.
+    """
+    pids = []
+    for rank in range(2):
+        pid = os.fork()
+        if not pid:
+            _work(folder, rank, work)
+        pids.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
+
+
+def _work(folder: Path, rank: int, work: Callable[[Context], None]) -> None:
+    status = 1
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+        work(Context(device=torch.device("cpu"), rank=rank, workers=2))
+        dist.destroy_process_group()
+        status = 0
+    except BaseException as error:
+        sys.__stderr__.write(f"worker {rank}: {error!r}\n")  # type: ignore[union-attr]
+    finally:
+        os._exit(status)
