@@ -242,7 +242,8 @@ class Catalogue:
                 shape = " in squares" if preprocessing.fit == "square" else ""
                 raise UsageError(
                     f"the crops of {store.shown} show about {held:.2f} times the face's box, and this model wants "
-                    f"{preprocessing.margin:.2f} times{shape}: preprocess with --margin {preprocessing.margin:.2f} or more"
+                    f"{preprocessing.margin:.2f} times{shape}: preprocess with --margin {preprocessing.margin:.2f} or "
+                    "more"
                 )
         return None
 

@@ -251,7 +251,7 @@ class Samples:
 
 
 class _Loading(torch.utils.data.Dataset[Batch | UnmaskError]):
-    """For PyTorch's loader: whole batches by their keys, or why there is none. What is raised there comes as a trace."""
+    """For PyTorch's loader: whole batches by their keys, or why there is none (raised there, it would be a trace)."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples

@@ -114,12 +114,13 @@ def _lookup(training: "Training") -> dict[str, float]:
 
 def write_summary(training: "Training") -> None:
     """Say that a run has ended, and how."""
-    rows, select = training.history.rows, training.config.loop.select
-    best = [row for row in rows if row["is_best"]][-1]
+    rows, select, course = training.history.rows, training.config.loop.select, training.course
+    # A history that was damaged and begun anew may lack the best epoch.
+    best = next((row for row in rows if row["epoch"] == course.best_epoch), {f"val_{select}": course.best})
     summary = {
         "run": training.run.name,
-        "epochs": len(rows),
-        "best_epoch": best["epoch"],
+        "epochs": training.progress.epoch,
+        "best_epoch": course.best_epoch,
         "selected_by": select,
         "validation": {k.removeprefix("val_"): v for k, v in best.items() if k.startswith("val_")},
         "seconds": round(sum(r["seconds"] for r in rows), 1),

@@ -5,6 +5,7 @@ Also `python -m train.fit`, for `ray job submit --working-dir . -- python -m tra
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from unmask import console
 from unmask.console import Device, civil, err, say
 from unmask.console import out as out_console
 from unmask.errors import UsageError
+from unmask.inputs import without_password
 
 if TYPE_CHECKING:
     from train.project import Project
@@ -69,6 +71,8 @@ def train(
     from train.recipes import recipe as recipe_named
 
     config = overridden(recipe_named(recipe), settings or [])
+    if config.weights is not None:
+        config = replace(config, weights=_weights(config.weights))
     if show:
         out_console.print(json.dumps(config.to_json(), indent=1), highlight=False, soft_wrap=True)
         return None
@@ -92,7 +96,7 @@ def train(
     chosen = project.conclude()
     say(f"The model lies in {chosen}")
     if evaluate:
-        project.evaluate(device)
+        _evaluate(project, device)
     return None
 
 
@@ -131,9 +135,22 @@ def _train(
     return None
 
 
+def _evaluate(project: "Project", device: str) -> None:
+    try:
+        project.evaluate(device)
+    except UsageError as error:  # nobody was left for it, for one
+        say(f"The model was not evaluated: {error.message}")
+
+
 def _absolute(uri: str) -> str:
     """A path as workers find it, whose working directory is another; URLs as they are."""
     return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+
+
+def _weights(name: str) -> str:
+    if "://" in name:
+        raise UsageError(f"weights={without_password(name)} is no file: fetch it to where all workers find it")
+    return _absolute(name)
 
 
 def _list() -> None:

@@ -37,7 +37,7 @@ class History:
         self.rows: list[dict[str, Any]] = []
         if store.exists(HISTORY):
             try:
-                self.rows = json.loads(store.read(HISTORY))["epochs"]
+                self.rows = [{**row, "epoch": int(row["epoch"])} for row in json.loads(store.read(HISTORY))["epochs"]]
             except (ValueError, KeyError, TypeError):
                 raise StorageError(f"{store.shown}/{HISTORY} is damaged; remove it to begin a new one") from None
 

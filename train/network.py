@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from train.clips import Batch
 from train.config import LoopConfig, OptimConfig, TrainConfig
@@ -126,8 +126,23 @@ def accumulating(network: nn.Module, *, is_last: bool) -> Iterator[None]:
 
 
 def average(network: Network, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights and of BatchNorm's statistics."""
-    return AveragedModel(network.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    """An exponential moving average of the weights and of BatchNorm's statistics.
+
+    The decay rises as (1 + n) / (10 + n) over the first n updates: with the full one from the beginning, the random
+    weights at the start would weigh most for hundreds of updates.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        n = int(updates)
+        share = 1 - min(decay, (1 + n) / (10 + n))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value.to(mean.dtype), share)
+            else:
+                mean.copy_(value)
+
+    return AveragedModel(network.model, multi_avg_fn=update, use_buffers=True)
 
 
 def optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -11,18 +11,20 @@ evaluation/               on people whom none of them has seen
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from train.config import TrainConfig, runs
 from train.finish import BEST, SUMMARY
-from train.history import HISTORY, plot
+from train.history import History, plot
+from train.state import LAST
 from train.validation import HIGHER_IS_BETTER
 from train.worker import STOPPED, run_folder
 from unmask.console import say
 from unmask.differences import differences
 from unmask.errors import StorageError, UsageError
+from unmask.inputs import without_password
 from unmask.storage import Store
 
 __all__ = ["MODEL", "Project"]
@@ -54,9 +56,10 @@ class Project:
         """
         store = Store(out)
         store.check_writable()
-        wanted = {"config": config.to_json(), "data": list(data)}
-        if store.exists(CONFIG):
-            differing = list(differences(_recorded(store), wanted))
+        wanted = {"config": config.to_json(), "data": [without_password(uri) for uri in data]}
+        if _is_begun(store):
+            # Of another recipe nearly everything differs: that is said first.
+            differing = sorted(differences(_read(store, CONFIG), wanted), key=lambda said: "config.recipe" not in said)
             if differing:
                 raise UsageError(
                     f"{store.shown} holds a training with another configuration ({'; '.join(differing[:4])}); choose "
@@ -74,13 +77,13 @@ class Project:
     def conclude(self) -> str:
         """Choose the best model, draw the histories, and sum up. Returns where the model lies."""
         names = [run.name for run in runs(self.config)]
-        summaries = {name: json.loads(run_folder(self.store.uri, name).read(SUMMARY)) for name in names}
+        summaries = {name: _read(run_folder(self.store.uri, name), SUMMARY) for name in names}
         select = self.config.loop.select
         value = {name: said["validation"][select] for name, said in summaries.items()}
         best = (max if HIGHER_IS_BETTER[select] else min)(names, key=lambda name: value[name])
         with TemporaryDirectory() as scratch, self.store.writing(MODEL, Path(scratch)) as path:
             path.write_bytes(run_folder(self.store.uri, best).read(BEST))
-        histories = {n: json.loads(run_folder(self.store.uri, n).read(HISTORY))["epochs"] for n in names}
+        histories = {n: History(run_folder(self.store.uri, n)).rows for n in names}
         shown = {name.replace("-plain", " without augmentation"): rows for name, rows in histories.items()}
         for name, image in plot(shown).items():
             self.store.write(f"plots/{name}.png", image)
@@ -134,9 +137,18 @@ class Project:
         say(f"{numbers}: {found['what']} ({found['faces']} of {found['videos']} videos)")
 
 
-def _recorded(store: Store) -> dict[str, Any]:
+def _is_begun(store: Store) -> bool:
+    """Whether anything was trained there; else what was refused may be mended, and begun again."""
+    made = {LAST, BEST, SUMMARY}
+    return store.exists(CONFIG) and any(PurePosixPath(name).name in made for name in store.names(deep=True))
+
+
+def _read(store: Store, name: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(store.read(CONFIG))
+        found = json.loads(store.read(name))
     except ValueError:
-        raise StorageError(f"{store.shown}/{CONFIG} is damaged; choose another --out") from None
+        found = None
+    if not isinstance(found, dict):
+        remedy = "choose another --out" if name == CONFIG else "remove it, and the same command writes it again"
+        raise StorageError(f"{store.shown}/{name} is damaged; {remedy}")
     return found

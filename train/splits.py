@@ -92,19 +92,29 @@ def _assigned(catalogue: Catalogue, usable: list[int], config: TrainConfig) -> t
     if data.val_fold is not None:
         return _of_fold(catalogue, usable, data.val_fold), f"validation is fold {data.val_fold}"
     official = {} if data.split == "identity" else official_splits(catalogue)
-    if official:
-        known = [v for v in videos if v.video in official]
-        assignment = {v.video: official[v.video] for v in known}
-        if "val" in assignment.values():
-            return assignment, "official splits"
+    if data.split == "official" and not official:
+        raise UsageError("none of the videos has an official split: set data.split=identity")
+    if not official:
+        # People are dealt out by a seed of their own: the models of an ensemble leave the same ones for the test.
+        return assign_splits(videos, data.fractions, seed=0), "people dealt out"
+    known = [v for v in videos if v.video in official]
+    assignment, how = {v.video: official[v.video] for v in known}, "official splits"
+    if "val" not in assignment.values():
         train = [v for v in known if assignment[v.video] == "train"]
         both = data.fractions[0] + data.fractions[1]
         shares = (data.fractions[0] / both, data.fractions[1] / both, 0.0)
-        return assignment | assign_splits(train, shares, seed=0), "official splits, validation taken from train"
-    if data.split == "official":
-        raise UsageError("none of the videos has an official split: set data.split=identity")
-    # People are dealt out by a seed of their own: the models of an ensemble leave the same ones for the test.
-    return assign_splits(videos, data.fractions, seed=0), "people dealt out"
+        assignment |= assign_splits(train, shares, seed=0)
+        how += ", validation taken from train"
+    # Videos that a dataset's splits leave out stay out; a dataset without any is dealt out.
+    having = {catalogue.videos[n].dataset for n in range(len(catalogue.videos)) if catalogue.videos[n].key in official}
+    others = [n for n in usable if catalogue.videos[n].dataset not in having]
+    if others:
+        names = ", ".join(sorted({catalogue.videos[n].dataset for n in others}))
+        if data.split == "official":
+            raise UsageError(f"{names} has no official split: set data.split=auto, which deals out its people")
+        assignment |= assign_splits([catalogue.videos[n].about for n in others], data.fractions, seed=0)
+        how += f", people of {names} dealt out"
+    return assignment, how
 
 
 def _of_fold(catalogue: Catalogue, usable: list[int], val_fold: int) -> dict[str, str]:

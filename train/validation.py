@@ -15,7 +15,7 @@ from train.context import Context
 from train.network import Network
 from train.precision import Precision
 from train.samplers import Key
-from unmask.errors import UsageError
+from unmask.errors import TrainingError
 from unmask.metrics import Detections, UndefinedError
 from unmask.opinions import Opinions
 
@@ -84,7 +84,8 @@ def validate(
         loader_workers: Processes that load.
 
     Raises:
-        UsageError: The model's outputs are not finite.
+        TrainingError: The model's outputs are not finite.
+        UsageError: Crops cannot be read.
     """
     keys = keys_of(samples)
     mine = keys[context.rank :: context.workers]
@@ -107,7 +108,7 @@ def validate(
     labels_K = np.where(blend_K, 1.0, samples.pool.label_U[unit_K].astype(np.float64))
     groups_K = 2 * samples.pool.video_U[unit_K].astype(np.int64) + blend_K
     if not np.isfinite(logits_K).all():
-        raise UsageError("the model's outputs in validation are not finite: lower optim.lr or set optim.clip_norm")
+        raise TrainingError("the model's outputs in validation are not finite: lower optim.lr or set optim.clip_norm=1")
     is_mos = samples.config.model.task == "mos"
     metrics = _opinions(logits_K, labels_K, groups_K) if is_mos else _detection(logits_K, labels_K, groups_K)
     return Validated(metrics, logits_K, labels_K, groups_K)

@@ -230,8 +230,9 @@ def test_the_moving_average_is_one() -> None:
         now = {
             name: tensor.clone() for name, tensor in network.model.state_dict().items() if tensor.is_floating_point()
         }
-        # The first update takes the weights as they are.
-        wanted = {k: decay * wanted[k] + (1 - decay) * v for k, v in now.items()} if step else now
+        # The first update takes the weights as they are; the decay rises to its value.
+        kept = min(decay, (1 + step) / (10 + step))
+        wanted = {k: kept * wanted[k] + (1 - kept) * v for k, v in now.items()} if step else now
     found = averaged.module.state_dict()
     assert any("running_var" in name for name in wanted)
     for name, tensor in wanted.items():

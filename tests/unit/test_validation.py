@@ -21,7 +21,7 @@ from train.network import Network
 from train.precision import Precision
 from train.recipes import recipe
 from train.validation import HIGHER_IS_BETTER, Validated, keys_of, validate
-from unmask.errors import UsageError
+from unmask.errors import TrainingError
 from unmask.models import build
 from unmask.storage import Store
 
@@ -182,7 +182,7 @@ def test_outputs_that_are_not_finite_are_said(catalogue: Catalogue) -> None:
     network = network_of(samples)
     with torch.no_grad():
         network.model.head.fc.bias.fill_(float("inf"))  # type: ignore[union-attr, operator]
-    with pytest.raises(UsageError, match="outputs in validation are not finite"):
+    with pytest.raises(TrainingError, match="outputs in validation are not finite"):
         validate(network, samples, Precision(CPU, torch.float32), Context(device=CPU), loader_workers=0)
 
 
