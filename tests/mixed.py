@@ -27,6 +27,9 @@ BAD = {
 """Videos that give nothing: status and reason. One that is cut off and one that is damaged give some faces."""
 
 
+_PAIRS = (("000", "003"), ("101", "102"), ("201", "202"), ("301", "302"), ("401", "402"))
+
+
 def _wide(frames: int) -> list[NDArray[np.uint8]]:
     return [np.concatenate([p, cv2.flip(p, 1)], 1) for p in filmed(frames, 320, 240)]
 
@@ -59,14 +62,20 @@ def mixed_dataset(folder: Path) -> Path:
     return folder
 
 
-def paired_dataset(folder: Path) -> Path:
-    """Originals and their fakes, laid out as FaceForensics++ is: two of each, the mouths of the fakes upside down."""
+def paired_dataset(folder: Path, pairs: int = 2) -> Path:
+    """Originals and their fakes, laid out as FaceForensics++ is: the mouths of the fakes upside down.
+
+    Args:
+        folder: Where.
+        pairs: Originals, each with one fake; at most 5.
+    """
     real = folder / "original_sequences" / "youtube" / "c23" / "videos"
     fake = folder / "manipulated_sequences" / "Deepfakes" / "c23" / "videos"
     for place in (real, fake):
         place.mkdir(parents=True)
     images = list(filmed(60))
-    for name, other, start in (("000", "003", 0), ("101", "102", 20)):
+    for n, (name, other) in enumerate(_PAIRS[:pairs]):
+        start = 20 * (n % 2)
         pictures = images[start : start + 40]
         clip(real / name, frames=40, images=pictures, width=320, height=240)
         clip(fake / f"{name}_{other}", frames=40, images=map(_faked, pictures), width=320, height=240)

@@ -236,7 +236,7 @@ class Catalogue:
         names = list(self.stores)
         dataset_N = np.array([names.index(video.dataset) for video in self.videos])[self.video_N]
         for number, store in enumerate(self.stores.values()):
-            own_N = dataset_N == number
+            own_N = np.asarray(dataset_N == number)
             if own_N.any() and short_N[own_N].mean() > _MOST_UNCOVERED:
                 held = float(np.median(self.size_N2[own_N].min(1) / side_N2[own_N].max(1)))
                 shape = " in squares" if preprocessing.fit == "square" else ""

@@ -68,8 +68,13 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory; PyTorch's loader asks for it by this name."""
-        tensors = {"pixels": self.pixels, "valid_BT": self.valid_BT, "label_B": self.label_B, "mask": self.mask}
-        return replace(self, **{k: v if v is None else v.pin_memory() for k, v in tensors.items()})
+        return replace(
+            self,
+            pixels=self.pixels.pin_memory(),
+            valid_BT=self.valid_BT.pin_memory(),
+            label_B=self.label_B.pin_memory(),
+            mask=None if self.mask is None else self.mask.pin_memory(),
+        )
 
     def __repr__(self) -> str:
         return f"Batch({tuple(self.pixels.shape)}, {self.pixels.dtype}, {int(self.label_B.gt(0.5).sum())} above 1/2)"

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from train.augment.selfblend import BLENDS
 from train.augment.strategies import STRATEGIES
 from unmask.errors import UsageError
 from unmask.models import ModelConfig
@@ -101,8 +102,12 @@ class AugmentConfig:
     """A system's: none, dfgc, celebdf, dfdc, fusion or selfblend; see `unmask train --show-augment`."""
     compare: bool = False
     """Train without it too, and plot both histories (S1)."""
+    blends: str = "paper"
+    """Which self-blends are made: the paper's, or mixed with single traces of generators."""
 
     def __post_init__(self) -> None:
+        if self.blends not in BLENDS:
+            raise UsageError(f"augment.blends is one of {', '.join(BLENDS)}; got {self.blends!r}")
         if self.strategy not in STRATEGIES:
             raise UsageError(f"augment.strategy is one of {', '.join(STRATEGIES)}; got {self.strategy!r}")
 

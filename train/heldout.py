@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from train.augment import SelfBlend
+from train.augment import BLENDS
 from train.catalogue import Catalogue
 from train.clips import Samples
 from train.config import TrainConfig
@@ -40,7 +40,8 @@ def heldout_blends(
         device: Where it shall run.
 
     Returns:
-        Numbers of faces, and metrics with 95% intervals by video, as JSON can say them.
+        Numbers of faces; metrics with 95% intervals by video, as JSON can say them, on the self-blends that were
+        trained on (`metrics`) and on each kind there is (`by_blends`).
 
     Raises:
         UsageError: Nobody was left.
@@ -49,27 +50,32 @@ def heldout_blends(
     splits = splits_of(catalogue, config, 0)
     if not splits.test:
         raise UsageError("nobody was left for the test: set data.fractions with a third share above 0")
-    samples = Samples(
-        catalogue,
-        CropReader(catalogue),
-        pool_of(catalogue, splits.test, config, "test"),
-        config,
-        description.preprocessing,
-        blend=SelfBlend(),
-        seed=_SEED,
-    )
     network = Network(model.to(device), description.preprocessing)
-    found = validate(network, samples, Precision(device, torch.float32), Context(device=device), loader_workers=0)
-    measures = detection_measures(
-        description.calibration.probability(found.logits_K),
-        found.labels_K,
-        found.groups_K,
-        threshold=description.calibration.threshold,
-    )
+    by_blends: dict[str, dict[str, Any]] = {}
+    for name, blend in BLENDS.items():
+        samples = Samples(
+            catalogue,
+            CropReader(catalogue),
+            pool_of(catalogue, splits.test, config, "test"),
+            config,
+            description.preprocessing,
+            blend=blend,
+            seed=_SEED,
+        )
+        found = validate(network, samples, Precision(device, torch.float32), Context(device=device), loader_workers=0)
+        measures = detection_measures(
+            description.calibration.probability(found.logits_K),
+            found.labels_K,
+            found.groups_K,
+            threshold=description.calibration.threshold,
+        )
+        by_blends[name] = {metric: measure.to_json() for metric, measure in measures.items()}
     return {
         "what": "self-blended against pristine faces of people who were not trained on",
         "videos": len(splits.test),
         "faces": len(found.logits_K),
         "level": "frame" if samples.length == 1 else "clip",
-        "metrics": {name: measure.to_json() for name, measure in measures.items()},
+        "blends": config.augment.blends,
+        "metrics": by_blends[config.augment.blends],
+        "by_blends": by_blends,
     }

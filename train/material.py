@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.augment import SelfBlend, strategy
+from train.augment import BLENDS, strategy
 from train.catalogue import Catalogue
 from train.clips import Samples
 from train.config import TrainConfig
@@ -51,7 +51,7 @@ class Material:
         else:
             catalogue.check_covers(preprocessing)
         reader = CropReader(catalogue, cache)
-        blend = SelfBlend() if config.data.draw == "selfblend" else None
+        blend = BLENDS[config.augment.blends] if config.data.draw == "selfblend" else None
         plain = config.augment.strategy == "none"
         made = {
             name: Samples(

@@ -18,6 +18,8 @@ from unmask.errors import UsageError
 from unmask.models import ForgeryModel
 from unmask.transforms import Preprocessing, normalised
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 __all__ = [
     "Network",
     "accumulating",
@@ -91,10 +93,10 @@ def prepared(model: ForgeryModel, config: LoopConfig, device: torch.device) -> F
                 f"{model.config.backbone} cannot recompute activations: set loop.checkpoint_activations=false"
             ) from None
     if config.sync_bn and device.type == "cuda":
-        from timm.layers import convert_sync_batchnorm
+        from timm.layers.norm_act import convert_sync_batchnorm
 
         # PyTorch's own would leave out the activations, which timm's BatchNorms apply too.
-        model.backbone = convert_sync_batchnorm(model.backbone)
+        model.backbone = convert_sync_batchnorm(model.backbone)  # type: ignore[no-untyped-call]
     memory = torch.channels_last if config.channels_last else torch.preserve_format
     return model.to(device, memory_format=memory)  # type: ignore[call-overload,no-any-return]
 
@@ -133,7 +135,7 @@ def average(network: Network, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         n = int(updates)
         share = 1 - min(decay, (1 + n) / (10 + n))
         for mean, value in zip(averaged, current, strict=True):

@@ -134,7 +134,7 @@ class Project:
         self.store.write(f"{EVALUATION}/selfblend.json", (json.dumps(found, indent=1) + "\n").encode())
         shown = {k: found["metrics"][k]["value"] for k in ("auc", "eer", "ece")}
         numbers = ", ".join(f"{k.upper()} {v:.4f}" for k, v in shown.items() if v is not None)
-        say(f"{numbers}: {found['what']} ({found['faces']} of {found['videos']} videos)")
+        say(f"{numbers}: {found['what']} ({found['faces']} {found['level']}s of {found['videos']} videos)")
 
 
 def _is_begun(store: Store) -> bool:

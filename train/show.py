@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from train.augment import SelfBlend, contact_sheet, strategy
+from train.augment import BLENDS, contact_sheet, strategy
 from train.catalogue import Catalogue
 from train.config import TrainConfig
 from train.crops import CropReader
@@ -39,7 +39,7 @@ def write_augmented(config: TrainConfig, data: tuple[str, ...], path: Path) -> N
     videos = rng.permutation(len(catalogue.videos))[:_FACES]
     rows = [int(rng.integers(*catalogue.videos[v].rows.indices(len(catalogue))[:2])) for v in videos]
     pictures = [(catalogue.name_of(n), reader.picture(n, preprocessing)) for n in rows]
-    blends = SelfBlend() if config.data.draw == "selfblend" else None
+    blends = BLENDS[config.augment.blends] if config.data.draw == "selfblend" else None
     sheet = contact_sheet(pictures, strategy(config.augment.strategy, preprocessing.size_HW), blends=blends)
     ok, data_png = cv2.imencode(".png", sheet[..., ::-1])
     assert ok

@@ -15,7 +15,7 @@ from train.context import Context
 from train.finish import SUMMARY
 from train.loop import Training
 from train.material import Material
-from unmask.errors import TrainingError, UnmaskError
+from unmask.errors import TrainingError, UnmaskError, UsageError
 from unmask.storage import Store
 
 __all__ = ["STOPPED", "Task", "run_folder", "train_all"]
@@ -80,6 +80,9 @@ def _explained(out: Store, config: TrainConfig, context: Context) -> Iterator[No
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
             raise _memory(config, context) from error
         except RuntimeError as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                cause = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)[:200]
+                raise UsageError(f"the model cannot be compiled here ({cause}): set loop.compile=false") from error
             if "can't allocate memory" not in str(error):
                 raise
             raise _memory(config, context) from error

@@ -276,6 +276,7 @@ def test_what_the_data_cannot_give_is_wrong_usage(data: Path, tmp_path: Path) ->
 
 def test_with_nobody_left_the_model_is_there_all_the_same(data: Path, tmp_path: Path) -> None:
     result = run(*small(data, tmp_path / "out", "fractions=[0.5,0.5,0]"))
+    assert result.exit_code == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert "Traceback" not in result.output
     assert "nothing is left to test it on" in said(result)

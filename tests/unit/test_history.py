@@ -157,7 +157,7 @@ def test_epochs_are_whole_numbers(epochs: int, labels: int) -> None:
 
 
 def test_five_seeds_have_five_colours() -> None:
-    runs = {f"seed-{n}": [{"epoch": k, "lr": float(n)} for k in range(9)] for n in range(5)}
+    runs = {f"seed-{n}": [{"epoch": k, "lr": float(n + 1)} for k in range(9)] for n in range(5)}
     image_HWC = decoded(plot(runs)["rate"])
     lines = {tuple(image_HWC[y, 300].tolist()) for y in range(40, 380) if int(np.ptp(image_HWC[y, 300])) > 60}
     pure = {c for c in lines if sum(c) < 420}

@@ -271,7 +271,7 @@ def test_gradients_travel_at_the_last_batch_of_a_step_alone() -> None:
     assert isinstance(ddp, DistributedDataParallel)
     sent: list[int] = []
 
-    def counted(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    def counted(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         sent.append(bucket.buffer().numel())
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         done.set_result(bucket.buffer())

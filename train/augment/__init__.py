@@ -17,8 +17,18 @@ sheet        a contact sheet to look at
 """
 
 from train.augment.picture import Draw, Picture
-from train.augment.selfblend import SelfBlend, self_blend
+from train.augment.selfblend import BLENDS, SelfBlend, self_blend
 from train.augment.sheet import contact_sheet
 from train.augment.strategies import STRATEGIES, Strategy, strategy
 
-__all__ = ["STRATEGIES", "Draw", "Picture", "SelfBlend", "Strategy", "contact_sheet", "self_blend", "strategy"]
+__all__ = [
+    "BLENDS",
+    "STRATEGIES",
+    "Draw",
+    "Picture",
+    "SelfBlend",
+    "Strategy",
+    "contact_sheet",
+    "self_blend",
+    "strategy",
+]

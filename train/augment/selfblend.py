@@ -12,6 +12,7 @@ strategy `selfblend`; then they differ in the blend alone:
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar, get_args
 
 import cv2
@@ -24,7 +25,7 @@ from train.augment.families import FAMILIES
 from train.augment.picture import Picture
 from unmask.errors import UsageError
 
-__all__ = ["SelfBlend", "self_blend"]
+__all__ = ["BLENDS", "SelfBlend", "self_blend"]
 
 Name = TypeVar("Name", bound=str)
 
@@ -103,3 +104,22 @@ def _check_weights(what: str, weights: Mapping[Name, float], known: Sequence[str
     values = weights.values()
     if not all(math.isfinite(v) and v >= 0 for v in values) or not 0 < sum(values) < math.inf:
         raise UsageError(f"{what} of self-blends have weights of 0 or more, and one above 0; got {dict(weights)}")
+
+
+BLENDS: Mapping[str, SelfBlend] = MappingProxyType(
+    {
+        "paper": SelfBlend(),
+        "mixed": SelfBlend(
+            families={
+                "hull": 3.0,
+                "regions": 1.0,
+                "low-resolution": 1.0,
+                "generator": 1.0,
+                "colour": 1.0,
+                "warp": 1.0,
+                "frequency": 1.0,
+            }
+        ),
+    }
+)
+"""Which fakes a recipe may ask for: the paper's alone, or a third of those and single traces of generators."""

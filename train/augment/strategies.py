@@ -137,6 +137,10 @@ def _selfblend(rng: np.random.Generator, _size_HW: tuple[int, int]) -> Iterator[
     """What follows the blend, for real and fake of a pair alike, so that they differ in the blend alone."""
     if rng.random() < 0.5:
         yield Flip()
+    if rng.random() < 0.5:
+        # The paper cuts each training face with another margin.
+        shift_x, shift_y = rng.uniform(-0.05, 0.05, 2)
+        yield ShiftScaleRotate(0.0, rng.uniform(0.9, 1.1), (shift_x, shift_y))
     if rng.random() < 0.3:
         red, green, blue = rng.uniform(-20, 20, 3)
         yield RgbShift((red, green, blue))
