@@ -27,17 +27,21 @@ demo: install
 	$(BIN)/python -m unmask.demo out/demo/clips
 	$(BIN)/unmask score out/demo/clips --out out/demo/report
 
+# What needs no Ray runs in two processes; what does shares one Ray.
+PYTEST := $(BIN)/python -m pytest
+TEST = $(PYTEST) -n 2 --dist loadfile tests/unit tests/e2e && $(PYTEST) tests/integration
+
 test: install
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: install
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TEST)
 
 format: install
 	$(BIN)/ruff format $(CODE)

@@ -232,7 +232,7 @@ class Catalogue:
             wanted_N2 = np.repeat(wanted_N2.max(1, keepdims=True), 2, 1)
         low_N2, high_N2 = centre_N2 - wanted_N2 / 2, centre_N2 + wanted_N2 / 2
         slack_N2 = _SLACK_PX / np.minimum(self.transform_N6[:, [0, 4]], 1.0)
-        short_N = ((low_N2 < -slack_N2) | (high_N2 > self.size_N2 + slack_N2)).any(1)
+        short_N = np.asarray(((low_N2 < -slack_N2) | (high_N2 > self.size_N2 + slack_N2)).any(1))
         names = list(self.stores)
         dataset_N = np.array([names.index(video.dataset) for video in self.videos])[self.video_N]
         for number, store in enumerate(self.stores.values()):

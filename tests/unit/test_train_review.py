@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from tests.products import Clip, faked, finished_run
 from train.catalogue import Catalogue
@@ -74,7 +75,7 @@ def test_shared_batch_norm_keeps_the_activations() -> None:
     with torch.inference_mode():
         before = model.features(images)
     moved = model.to
-    model.to = lambda *_, **__: moved("cpu")  # type: ignore[method-assign, assignment]
+    model.to = lambda *_, **__: moved("cpu")  # type: ignore[method-assign]
     shared = prepared(model, LoopConfig(sync_bn=True), Gpu())  # type: ignore[arg-type]
     assert any(isinstance(m, nn.SyncBatchNorm) for m in shared.modules())
     with torch.inference_mode():
@@ -207,7 +208,7 @@ def test_two_workers_with_an_average_are_taken_up_exactly(data: Path, tmp_path: 
     """The average of BatchNorm's statistics is each worker's own: the first one's must be validated and kept."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     jobs = [(str(tmp_path / "whole"), 0), (str(tmp_path / "halved"), 1), (str(tmp_path / "halved"), 0)]
-    torch.multiprocessing.spawn(_worker, (str(tmp_path), str(data), jobs), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_worker, (str(tmp_path), str(data), jobs), nprocs=2)  # type: ignore[no-untyped-call]
     rows, states = [], []
     for name in ("whole", "halved"):
         (row,) = json.loads((tmp_path / name / HISTORY).read_text())["epochs"]
