@@ -29,7 +29,7 @@ _LOST = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 def fit_on_ray(
     task: Task,
     *,
-    workers: int,
+    workers: int | None,
     address: str | None,
     device: str,
     max_failures: int,
@@ -39,7 +39,7 @@ def fit_on_ray(
 
     Args:
         task: What to do; its folders must be the same for all nodes.
-        workers: How many.
+        workers: How many; left open, one for each GPU of the cluster, or one on CPUs.
         address: Of the cluster; see `cluster.session.ray_session`.
         device: auto, cpu or cuda.
         max_failures: How many times lost workers are replaced.
@@ -53,6 +53,7 @@ def fit_on_ray(
     os.environ.setdefault(_LOST, "0.5")
     with ray_session(address) as cluster:
         use_gpu = cluster.gpus > 0 if device == "auto" else device.startswith("cuda")
+        workers = workers or (max(int(cluster.gpus), 1) if use_gpu else 1)
         _check_fits(cluster, workers, use_gpu=use_gpu)
         out = Store(task.out)
         # Each worker looks for this: a folder of one machine would give every node a run of its own.

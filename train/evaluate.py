@@ -169,10 +169,9 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def show_evaluation(document: dict[str, Any]) -> None:
-    """Print what a person wants to know first."""
+    """Print what has to be said, and the main numbers as a table."""
     for sentence in (*document["notices"], *document["caveats"]):
         say(sentence)
-    """The main numbers as a table."""
     results, is_mos = document["results"], document["task"] == "mos"
     rows = [("all", results["overall"] if is_mos else results["overall"]["video"])]
     if is_mos:

@@ -131,7 +131,7 @@ def _train(
             return train_all(task, Context(device=chosen), say)
     from train.distributed import fit_on_ray
 
-    fit_on_ray(task, workers=workers or 1, address=address, device=device, max_failures=max_failures, say=say)
+    fit_on_ray(task, workers=workers, address=address, device=device, max_failures=max_failures, say=say)
     return None
 
 

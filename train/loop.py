@@ -31,7 +31,7 @@ from train.samplers import Batches, epoch_plan
 from train.schedules import Course, rate
 from train.state import LAST, Progress
 from train.validation import HIGHER_IS_BETTER, Validated, validate
-from unmask.errors import TrainingError, UsageError
+from unmask.errors import StorageError, TrainingError, UsageError
 from unmask.models import build
 from unmask.storage import Store
 
@@ -121,12 +121,17 @@ class Training:
         if found is None:
             return
         parts, self.progress = found
-        self.network.model.load_state_dict(parts["model"])
-        self.optimiser.load_state_dict(parts["optimiser"])
-        if parts["scaler"]:  # none from a device that needs no scaler
-            self.scaler.load_state_dict(parts["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(parts["average"])
+        try:
+            self.network.model.load_state_dict(parts["model"])
+            self.optimiser.load_state_dict(parts["optimiser"])
+            if parts["scaler"]:  # none from a device that needs no scaler
+                self.scaler.load_state_dict(parts["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(parts["average"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise StorageError(
+                f"{self.store.shown}/{LAST} was written by another version of timm or Unmask; choose another --out"
+            ) from error
         self.course.restore(self.progress.course)
         self._say(f"{self.run.name}: goes on from epoch {self.progress.epoch + 1}, batch {self.progress.step + 1}")
 
@@ -153,7 +158,6 @@ class Training:
         while self.progress.epoch < self.config.loop.epochs and not self.course.is_over:
             self._epoch()
         if self.context.leads:
-            write_tensorboard(self.store, self.history.rows)
             write_summary(self)
         self.context.barrier()
 
@@ -306,6 +310,7 @@ class Training:
             if is_best:
                 keep_best(self, validated, row)
             self.history.add(row)
+            write_tensorboard(self.store, self.history.rows)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
         self.save()
         self._say(self._line(row))

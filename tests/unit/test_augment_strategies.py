@@ -113,9 +113,11 @@ def test_fusion_draws_one_augmentation_or_none() -> None:
 def test_selfblend_is_what_follows_the_blend() -> None:
     draws = drawn("selfblend")
     counts = counted(draws)
-    for kind, p in {Flip: 0.5, RgbShift: 0.3, HueSaturation: 0.3, BrightnessContrast: 0.3, Jpeg: 0.5}.items():
+    wanted = {Flip: 0.5, ShiftScaleRotate: 0.5, RgbShift: 0.3, HueSaturation: 0.3, BrightnessContrast: 0.3, Jpeg: 0.5}
+    for kind, p in wanted.items():
         assert is_within_binomial(counts[kind.__name__], TRIES, p), kind
-    assert len(counts) == 5
+    assert len(counts) == len(wanted)
+    assert_uniform(values(draws, ShiftScaleRotate, "scale"), 0.9, 1.1)
     assert_uniform(values(draws, Jpeg, "quality"), 40, 100)
     assert_uniform(values(draws, RgbShift, "levels_C").ravel(), -20, 20)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.products import BOX, Clip, finished_run
-from train.augment import SelfBlend
+from train.augment import BLENDS
 from train.catalogue import Catalogue
 from train.clips import Samples
 from train.config import TrainConfig, overridden
@@ -71,7 +71,13 @@ def test_the_numbers_are_those_of_its_own_outputs(data: str) -> None:
     left = splits_of(catalogue, CONFIG, 0).test
     pool = pool_of(catalogue, left, CONFIG, "test")
     samples = Samples(
-        catalogue, CropReader(catalogue), pool, CONFIG, description.preprocessing, blend=SelfBlend(), seed=1
+        catalogue,
+        CropReader(catalogue),
+        pool,
+        CONFIG,
+        description.preprocessing,
+        blend=BLENDS[CONFIG.augment.blends],
+        seed=1,
     )
     probabilities = []
     for n in range(12):
@@ -83,7 +89,10 @@ def test_the_numbers_are_those_of_its_own_outputs(data: str) -> None:
     reals, fakes = np.array(probabilities[::2]), np.array(probabilities[1::2])
     wins = (fakes[:, None] > reals).mean() + 0.5 * (fakes[:, None] == reals).mean()
     loss = -np.mean(np.log([*(1 - reals), *fakes]))
-    metrics = judged(data)["metrics"]
+    found = judged(data)
+    metrics = found["metrics"]
+    assert metrics == found["by_blends"][CONFIG.augment.blends]
+    assert set(found["by_blends"]) == set(BLENDS)
     assert metrics["auc"]["value"] == pytest.approx(wins, abs=1e-9)
     assert metrics["log_loss"]["value"] == pytest.approx(loss, abs=1e-5)
 
