@@ -42,5 +42,5 @@ def test_steps_are_done_in_order_and_alike_on_a_clip() -> None:
 
 
 def test_the_package_exports_its_interface() -> None:
-    names = {"STRATEGIES", "Draw", "Picture", "SelfBlend", "Strategy", "contact_sheet", "self_blend", "strategy"}
+    names = set("BLENDS STRATEGIES Draw Picture SelfBlend Strategy contact_sheet self_blend strategy".split())
     assert set(augment.__all__) == names

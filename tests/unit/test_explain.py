@@ -117,7 +117,10 @@ def test_real_backbones_of_every_layout_give_maps(name: str, size: int) -> None:
     maps_NHW = heatmaps(FrameModel(backbone, dim), torch.rand(2, 3, size, size))
     assert maps_NHW.shape == (2, size, size)
     assert torch.isfinite(maps_NHW).all()
-    assert (maps_NHW.amax((1, 2)) == 1.0).all()
+    # By the kind of processor, random weights may find nothing in one of the pictures that raises the logit.
+    peak_N = maps_NHW.amax((1, 2))
+    assert ((peak_N == 1.0) | (peak_N == 0.0)).all()
+    assert (peak_N == 1.0).any()
 
 
 @pytest.mark.parametrize("head", ["frame", "mobilenet", "l2", "temporal"])
