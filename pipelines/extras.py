@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipelines.work import MANIFEST_FILE, Work
 from unmask.errors import UsageError
-from unmask.folds import assign_folds, assign_splits, check_leaks, read_folds, write_folds
+from unmask.folds import FOLDS_FILE, assign_folds, assign_splits, check_leaks, read_folds, write_folds
 from unmask.manifest import Manifest
 from unmask.products import Products
 from unmask.storage import Store
@@ -15,7 +15,6 @@ __all__ = ["EXPORTS", "Extras", "check_extras", "make_exports", "make_folds"]
 EXPORTS = ("dfdc", "deepfakebench")
 """Layouts of other trainers."""
 
-_FOLDS_FILE = "folds.parquet"
 _DFDC_FOLDS, _OTHER_FOLDS = 16, 5
 _NAMES = {"ffpp": "FaceForensics++", "celebdf": "Celeb-DF-v2", "dfdc": "DFDC"}
 
@@ -78,7 +77,7 @@ def make_folds(work: Work, extras: Extras, say: Callable[[str], None]) -> None:
     except UsageError as error:
         say(f"folds.parquet has no splits: {error.message}")
         splits = {}
-    write_folds(work.store.uri_of(_FOLDS_FILE), videos, folds=folds, splits=splits)
+    write_folds(work.store.uri_of(FOLDS_FILE), videos, folds=folds, splits=splits)
 
 
 def make_exports(work: Work, extras: Extras, say: Callable[[str], None]) -> None:
@@ -93,8 +92,8 @@ def make_exports(work: Work, extras: Extras, say: Callable[[str], None]) -> None
     from pipelines.exports import export_deepfakebench, export_dfdc
 
     products = Products(work.store)
-    has_folds = work.store.exists(_FOLDS_FILE)
-    folds, splits = read_folds(work.store.uri_of(_FOLDS_FILE)) if has_folds else ({}, {})
+    has_folds = work.store.exists(FOLDS_FILE)
+    folds, splits = read_folds(work.store.uri_of(FOLDS_FILE)) if has_folds else ({}, {})
     for name in extras.exports:
         out = Store(work.store.uri_of(f"exports/{name}"))
         if name == "dfdc":

@@ -42,7 +42,7 @@ from pipelines.options import (
 )
 from pipelines.run import run
 from unmask import console
-from unmask.console import SOME_FAILED, Device, Every, Fps, Frames, civil, err, say
+from unmask.console import SOME_FAILED, Aggregation, Device, Every, Fps, Frames, civil, err, say
 from unmask.detection import SCORING_THRESHOLDS
 from unmask.errors import UsageError
 from unmask.presets import DEFAULT_MODEL
@@ -70,9 +70,7 @@ def score(
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Whether a backbone by name gets its published weights."),
     ] = None,
-    aggregation: Annotated[
-        str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
-    ] = "confident",
+    aggregation: Aggregation = "confident",
     kind: Kind = None,
     frames: Frames = None,
     fps: Fps = None,

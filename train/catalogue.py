@@ -187,6 +187,11 @@ class Catalogue:
             self.files.append((store, name))
         return self._file_of[dataset, name]
 
+    def faces_of(self, video: int) -> NDArray[np.int64]:
+        """The faces of a video, by number, int64, in order of frame and rank."""
+        rows = self.videos[video].rows
+        return np.arange(rows.start, rows.stop, dtype=np.int64)
+
     def place_of(self, face: int) -> Place:
         """Where the crop of a face is stored."""
         file, offset, size = self._crops_N3[face].tolist()

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from unmask import console
-from unmask.console import AsJson, Device, civil, err, print_json, say
+from unmask.console import Aggregation, AsJson, Device, civil, err, print_json, say
 
 if TYPE_CHECKING:
     from train.findings import Examination, Findings
@@ -66,9 +66,7 @@ def evaluate(
     heatmaps: Annotated[
         int, typer.Option("--heatmaps", metavar="N", help="Test the heat maps of N faces, and show some.")
     ] = 0,
-    aggregation: Annotated[
-        str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
-    ] = "confident",
+    aggregation: Aggregation = "confident",
     resamples: Annotated[
         int, typer.Option("--resamples", help="Draws of videos for the 95% intervals; 0 for none.")
     ] = 1000,

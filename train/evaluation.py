@@ -60,7 +60,7 @@ class Outcome:
 
 def scorable_rows(catalogue: Catalogue, video: int, options: ScoringOptions) -> NDArray[np.int64]:
     """A video's faces that count: large enough, of a track, and of a frame that is whole."""
-    rows_N = np.arange(*catalogue.videos[video].rows.indices(len(catalogue)))
+    rows_N = catalogue.faces_of(video)
     sides_N2 = catalogue.box_N4[rows_N, 2:] - catalogue.box_N4[rows_N, :2]
     known_N = (catalogue.track_N[rows_N] >= 0) & ~catalogue.corrupt_N[rows_N]
     return np.asarray(rows_N[known_N & (sides_N2.min(1) >= options.min_face_px)], np.int64)
@@ -146,7 +146,7 @@ def _frames(
     """The frames that have faces, each with their features; rows that nobody reads are NaN."""
     place = {row: n for n, row in enumerate(features.rows_N.tolist())}
     broken = set(features.rows_N[~features.whole_N].tolist())
-    all_N = np.arange(*catalogue.videos[number].rows.indices(len(catalogue)))
+    all_N = catalogue.faces_of(number)
     interrupted: set[int] = set()
     for rows in np.split(all_N, np.flatnonzero(np.diff(catalogue.frame_N[all_N])) + 1):
         pts_s, index = float(catalogue.pts_s_N[rows[0]]), int(catalogue.frame_N[rows[0]])

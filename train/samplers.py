@@ -89,7 +89,7 @@ class Pool:
 
 
 def _usable(catalogue: Catalogue, number: int, side_N: NDArray[np.float32], config: DataConfig) -> NDArray[np.int64]:
-    rows = np.arange(*catalogue.videos[number].rows.indices(len(catalogue)))
+    rows = catalogue.faces_of(number)
     rows = rows[~catalogue.corrupt_N[rows] & (side_N[rows] >= config.min_face_px)]
     if config.faces == "largest" and len(rows):
         # The largest face of each frame.

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from train.catalogue import Catalogue, CataloguedVideo
 from train.config import TrainConfig
 from unmask.errors import UsageError
-from unmask.folds import assign_splits, check_leaks, read_folds
+from unmask.folds import FOLDS_FILE, assign_splits, check_leaks, read_folds
 
-__all__ = ["FOLDS_FILE", "Splits", "official_splits", "splits_of"]
-
-FOLDS_FILE = "folds.parquet"
-"""What `preprocess` writes folds and splits to."""
+__all__ = ["Splits", "official_splits", "splits_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from train.loop import Training
 from train.material import Material
 from unmask.errors import TrainingError, UnmaskError, UsageError
 from unmask.storage import Store
+from unmask.workers import cores
 
 __all__ = ["STOPPED", "Task", "run_folder", "train_all"]
 
@@ -104,6 +104,5 @@ def _loaders(config: TrainConfig, context: Context) -> int:
     if config.loop.loader_workers is not None:
         return config.loop.loader_workers
     # A CPU that trains loads in a thread beside it; a GPU is fed by the cores of its machine.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = max(torch.cuda.device_count(), 1)
-    return 0 if context.device.type == "cpu" else max(min(cores // local - 1, 12), 1)
+    return 0 if context.device.type == "cpu" else max(min(cores() // local - 1, 12), 1)

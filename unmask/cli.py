@@ -19,6 +19,7 @@ from rich.table import Table
 from unmask import __version__
 from unmask.console import (
     SOME_FAILED,
+    Aggregation,
     AsJson,
     Device,
     Every,
@@ -79,9 +80,7 @@ def score(
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Whether a backbone by name gets its published weights."),
     ] = None,
-    aggregation: Annotated[
-        str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
-    ] = "confident",
+    aggregation: Aggregation = "confident",
     url_timeout: Annotated[
         float, typer.Option("--url-timeout", help="Give up on a server that is silent for so many seconds.")
     ] = 10.0,

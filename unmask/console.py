@@ -25,6 +25,7 @@ __all__ = [
     "INTERRUPTED",
     "SOME_FAILED",
     "WRONG_USAGE",
+    "Aggregation",
     "AsJson",
     "Device",
     "Every",
@@ -54,6 +55,9 @@ out, err = Console(), Console(stderr=True)
 Frames = Annotated[int | None, typer.Option("--frames", help=f"N frames, spread evenly [{DEFAULT_FRAMES}].")]
 Fps = Annotated[float | None, typer.Option("--fps", help="F frames a second.")]
 Every = Annotated[int | None, typer.Option("--every", help="Every N-th frame; 1 is all of them.")]
+Aggregation = Annotated[
+    str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 

@@ -23,7 +23,7 @@ from unmask.errors import UsageError
 from unmask.manifest import SPLITS, Video, split_uri
 from unmask.storage import Store
 
-__all__ = ["FOLDS", "assign_folds", "assign_splits", "check_leaks", "read_folds", "write_folds"]
+__all__ = ["FOLDS", "FOLDS_FILE", "assign_folds", "assign_splits", "check_leaks", "read_folds", "write_folds"]
 
 FOLDS = pa.schema(
     [
@@ -33,6 +33,9 @@ FOLDS = pa.schema(
     ]
 )
 """The columns of `folds.parquet`, one row a video; null for a video that was left out."""
+
+FOLDS_FILE = "folds.parquet"
+"""What a run writes them to, in its folder."""
 
 DFDC_PARTS = 50
 

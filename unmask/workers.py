@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "cores"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,7 +22,8 @@ R = TypeVar("R")
 _MOST = 8
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -36,7 +37,7 @@ class Workers:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.count = min(_cores(), _MOST) if device.type == "cpu" else 1
+        self.count = min(cores(), _MOST) if device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
         if self.count > 1:
             torch.set_num_threads(1)

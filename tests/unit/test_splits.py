@@ -10,9 +10,9 @@ from tests.products import Clip, finished_run
 from train.catalogue import Catalogue
 from train.config import TrainConfig, overridden
 from train.recipes import recipe
-from train.splits import FOLDS_FILE, Splits, official_splits, splits_of
+from train.splits import Splits, official_splits, splits_of
 from unmask.errors import UsageError
-from unmask.folds import write_folds
+from unmask.folds import FOLDS_FILE, write_folds
 from unmask.manifest import Video
 from unmask.storage import Store
 
