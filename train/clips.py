@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.augment import Picture, Strategy
+from train.augment.film import Film
 from train.augment.selfblend import SelfBlend
 from train.catalogue import Catalogue
 from train.config import TrainConfig
@@ -32,8 +33,9 @@ from unmask.transforms import Preprocessing, resize
 __all__ = ["Batch", "Samples", "batches"]
 
 # What each stream of a sample's random numbers is for.
-_AUGMENT, _CLIP, _SUBSTITUTE, _BLEND = 1, 2, 3, 4
+_AUGMENT, _CLIP, _SUBSTITUTE, _BLEND, _FILM = 1, 2, 3, 4, 5
 _MOST_SUBSTITUTES = 20
+_FULL = 0.5  # share of filmed photographs that fill a window
 # A difference mask of 255 (1 - SSIM) whose brightest point is darker than this shows no change.
 _CHANGED = 25
 
@@ -105,7 +107,8 @@ class Samples:
         pool: What the split holds.
         config: Of the run.
         preprocessing: The model's.
-        strategy: What is done to crops; None in validation, where self-blended fakes are still made.
+        strategy: What is done to crops; none in validation, but for the way that shared videos go. Self-blended fakes
+            are made there too. Where clips are wanted of photographs, they are filmed (`train.augment.film`).
         blend: Makes fakes of real faces.
         seed: Of all random numbers.
         features: Of all faces of the catalogue, float16 (N, D), in place of crops.
@@ -175,15 +178,20 @@ class Samples:
     def _made(self, key: Key, unit: int, broken: bool, unchanged: bool) -> _Sample:
         rng = np.random.default_rng(self._seeds(key, _CLIP))
         faces = self._clip(self.pool.faces[unit], rng)
+        film, frames = None, len(faces)
+        if self.blend is not None and self.length > 1 and len(faces) == 1:
+            # A photograph. Half of the clips are shorter, as windows are where a track begins.
+            film = Film.draw(np.random.default_rng(self._seeds(key, _FILM)))
+            frames = self.length if rng.random() < _FULL else int(rng.integers(1, self.length + 1))
         valid_T = np.zeros(self.length, np.bool_)
-        valid_T[: len(faces)] = True
+        valid_T[:frames] = True
         label = 1.0 if key.blend else float(self.pool.label_U[unit])
         pixels: NDArray[Any]
         mask: NDArray[np.uint8] | None = None
         if self.features is not None:
             pixels = self._features(faces)
         else:
-            pixels, mask = self._pixels(key, faces, label)
+            pixels, mask = self._pixels(key, faces, label, film, frames)
         return _Sample(pixels, mask, valid_T, label, unit, int(faces[0]), broken, unchanged)
 
     def _clip(self, faces: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -209,18 +217,22 @@ class Samples:
         return out_TD
 
     def _pixels(
-        self, key: Key, faces: NDArray[np.int64], label: float
+        self, key: Key, faces: NDArray[np.int64], label: float, film: Film | None, frames: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         pictures = [self.reader.picture(int(face), self.preprocessing) for face in faces]
+        if film is not None:
+            pictures = film.act(pictures[0], frames)
         if self.config.data.only_changed and label and not key.blend:
             self._refuse_unchanged(int(faces[0]))
         if self.blend is not None:
             # Real and fake of a pair are one draw's: they differ in the blend alone.
             blend = self.blend.draw(np.random.default_rng(self._seeds(key, _BLEND)))
             pictures = [fake for _, fake in blend.pairs(pictures)] if key.blend else blend.reals(pictures)
+        if film is not None:
+            pictures = film.shoot(pictures)
         if self.strategy is not None:
             shared = self.strategy.draw(np.random.default_rng(self._seeds(key, _AUGMENT)))
-            pictures = [shared.apply(picture) for picture in pictures]
+            pictures = [shared.apply(pictures[0])] if len(pictures) == 1 else shared.apply_clip(pictures)
         mask_THW = self._masks(pictures, changed=key.blend) if self.config.loss.mask else None
         return self._stacked(pictures), mask_THW
 

@@ -99,11 +99,13 @@ class AugmentConfig:
     """How crops are changed before they are trained on."""
 
     strategy: str = "none"
-    """A system's: none, dfgc, celebdf, dfdc, fusion or selfblend; see `unmask train --show-augment`."""
+    """A system's: none, dfgc, celebdf, dfdc, fusion, selfblend, or selfblend-video, which then lowers the quality as
+    shared videos do; see `unmask train --show-augment`."""
     compare: bool = False
     """Train without it too, and plot both histories (S1)."""
     blends: str = "paper"
-    """Which self-blends are made: the paper's, or mixed with single traces of generators."""
+    """Which self-blends are made: the paper's; mixed with single traces of generators; or video, which has hard
+    negatives too, and traces that only clips show."""
 
     def __post_init__(self) -> None:
         if self.blends not in BLENDS:
@@ -265,10 +267,12 @@ class TrainConfig:
             raise UsageError("data.cached_features needs loop.freeze=backbone, no unfreezing and augment.strategy=none")
         if cached and self.data.draw == "selfblend":
             raise UsageError("data.cached_features cannot go with data.draw=selfblend, which makes new pictures")
-        if (self.data.draw == "selfblend") != (self.augment.strategy == "selfblend"):
-            raise UsageError("data.draw=selfblend and augment.strategy=selfblend go together")
-        if self.model.pyramid != (self.loss.mask > 0) or (self.loss.mask and self.data.draw != "selfblend"):
-            raise UsageError("model.pyramid, loss.mask above 0 and data.draw=selfblend go together")
+        if (self.data.draw == "selfblend") != (self.augment.strategy in ("selfblend", "selfblend-video")):
+            raise UsageError("data.draw=selfblend and augment.strategy=selfblend or selfblend-video go together")
+        if self.loss.mask and not (self.model.pyramid and self.data.draw == "selfblend"):
+            raise UsageError("loss.mask above 0 needs model.pyramid=true and data.draw=selfblend")
+        if self.model.pyramid and not self.loss.mask and self.loop.freeze != "backbone":
+            raise UsageError("model.pyramid=true needs loss.mask above 0, or loop.freeze=backbone")
         if self.model.head == "temporal" and (self.loss.alignment or self.loss.uniformity):
             raise UsageError("loss.alignment and loss.uniformity are of frames, and model.head=temporal takes clips")
         if self.loop.compile and self.model.pyramid:

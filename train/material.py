@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.augment import BLENDS, strategy
+from train.augment import BLENDS, Strategy, strategy
 from train.catalogue import Catalogue
 from train.clips import Samples
 from train.config import TrainConfig
@@ -52,7 +52,6 @@ class Material:
             catalogue.check_covers(preprocessing)
         reader = CropReader(catalogue, cache)
         blend = BLENDS[config.augment.blends] if config.data.draw == "selfblend" else None
-        plain = config.augment.strategy == "none"
         made = {
             name: Samples(
                 catalogue,
@@ -60,7 +59,7 @@ class Material:
                 pool_of(catalogue, videos, config, name),
                 config,
                 preprocessing,
-                strategy=None if plain or name == "val" else strategy(config.augment.strategy, preprocessing.size_HW),
+                strategy=strategy_of(config, preprocessing, trains=name == "train"),
                 blend=blend,
                 seed=seed if name == "train" else 0,
                 features=None if kept is None else kept.features_ND,
@@ -75,6 +74,14 @@ class Material:
             val=made["val"],
             kept=kept,
         )
+
+
+def strategy_of(config: TrainConfig, preprocessing: Preprocessing, *, trains: bool) -> Strategy | None:
+    """What is done to crops. In validation nothing, but where training is for shared videos: they stay such."""
+    name = config.augment.strategy
+    if not trains:
+        name = "video" if name == "selfblend-video" else "none"
+    return None if name == "none" else strategy(name, preprocessing.size_HW)
 
 
 def pool_of(catalogue: Catalogue, videos: Sequence[int], config: TrainConfig, name: str) -> Pool:

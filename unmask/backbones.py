@@ -8,12 +8,13 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from unmask.errors import ModelError, Reason
+from unmask.pyramid import Pyramid
 
 __all__ = ["close_matches", "create_backbone", "data_config", "load_weights", "read_tensors"]
 
@@ -26,6 +27,7 @@ _HUB_FILES = ("model.safetensors", "open_clip_model.safetensors")
 # Under these, published detectors keep their backbone: ours, and the DFDC winner's.
 _BACKBONE_PREFIXES = ("backbone.", "encoder.")
 _HEAD_PREFIX = "head."
+_INNER_PREFIX = "inner."  # of a pyramid
 
 
 def close_matches(name: str, *more: str) -> list[str]:
@@ -117,9 +119,11 @@ def load_weights(backbone: nn.Module, head: nn.Module, path: Path) -> bool:
     """Load a file's tensors into a backbone, all of them, and into a head where the file has one that fits.
 
     Args:
-        backbone: As `create_backbone` makes it.
+        backbone: As `create_backbone` makes it, or a pyramid on it. A pyramid takes another pyramid's tensors, or those
+            of a whole backbone, of which it leaves out what lies behind its maps.
         head: The head on it. A linear one also takes `fc.weight` and `fc.bias` of the DFDC winner's files.
-        path: See `read_tensors`. Names are timm's, alone or under `backbone.` or `encoder.`.
+        path: See `read_tensors`. Names are timm's, alone or under `backbone.` or `encoder.`; or those of
+            `efficientnet_pytorch` and of the originals that timm converts (CLIP, EVA, ConvNeXt).
 
     Returns:
         Whether the head came from the file too. A head or classifier of another shape is left out, and logged.
@@ -128,12 +132,16 @@ def load_weights(backbone: nn.Module, head: nn.Module, path: Path) -> bool:
         ModelError: The file cannot be read, or lacks tensors of the backbone, or belongs to another architecture.
     """
     backbone_tensors, head_tensors = _divided(read_tensors(path))
+    is_whole = isinstance(backbone, Pyramid) and not any(k.startswith(_INNER_PREFIX) for k in backbone_tensors)
+    if is_whole:
+        backbone = cast("Pyramid", backbone).inner
     expected = backbone.state_dict()
     if _misfits(backbone_tensors, expected):
         backbone_tensors = _converted(backbone_tensors, backbone)
     misfits = _misfits(backbone_tensors, expected)
     classifier = _classifier_prefixes(backbone)
-    misfits += [k for k in backbone_tensors if k not in expected and not k.startswith(classifier)]
+    if not is_whole:
+        misfits += [k for k in backbone_tensors if k not in expected and not k.startswith(classifier)]
     if misfits:
         raise ModelError(
             Reason.BAD_OPTION,
@@ -213,7 +221,10 @@ def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> l
 
 
 def _converted(tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Translate by timm itself an architecture's original weights (CLIP, EVA, ConvNeXt ...), where it can."""
+    """Translate an architecture's original weights: EfficientNets here, others (CLIP, EVA, ConvNeXt) by timm."""
+    if all(name.startswith("_") for name in tensors):
+        # `efficientnet_pytorch` has other names for the same tensors in the same order.
+        return dict(zip(backbone.state_dict(), tensors.values(), strict=False))
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors

@@ -93,7 +93,7 @@ class ReportEntry:
         score: The result, as `--json` prints it.
         tracks: The evidence for its faces; a face without evidence is drawn from its segments alone.
         model_card: What the checkpoint's description says (architecture, preprocessing, calibration, provenance,
-            warnings), as plain nested values.
+            warnings), as plain nested values; under `card` its sections, as `unmask.card.Section.to_json` gives them.
         abstain: The band of scores [low, high] in which the model gives no verdict, or None.
         thumbnail_HWC: A frame as RGB uint8, or None to show the most suspicious face of the track that decides.
         heatmap_method: One sentence on how the heat maps were made.

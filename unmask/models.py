@@ -240,5 +240,5 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: Path | None
         assert isinstance(dim, int)
         model = ForgeryModel(config, backbone, dim)
         if weights is not None:
-            load_weights(getattr(backbone, "inner", backbone), model.head, weights)
+            load_weights(backbone, model.head, weights)
     return model.eval()

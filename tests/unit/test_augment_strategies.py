@@ -126,12 +126,15 @@ def test_selfblend_is_what_follows_the_blend() -> None:
 @pytest.mark.parametrize("shape", [(16, 16), (150, 150), (200, 90), (31, 240), (1, 1)])
 def test_any_crop_gives_rgb_of_bytes(name: str, shape: tuple[int, int]) -> None:
     plan = strategy(name, (96, 128))
-    for n in range(40):
+    for n in range(10 if "video" in name else 40):  # an encoder takes its time
         picture = head(*shape, mask=n % 2 == 0)
         after = plan.draw(np.random.default_rng((3, n))).apply(with_ibug(picture) if n % 3 == 0 else picture)
         assert after.image_HWC.dtype == np.uint8
         assert after.image_HWC.flags.c_contiguous
-        assert after.image_HWC.shape == ((96, 128, 3) if name == "dfdc" else (*shape, 3))
+        if "video" in name:  # the resolution goes down, the proportions stay
+            assert all(1 <= side <= before for side, before in zip(after.image_HWC.shape, shape, strict=False))
+        else:
+            assert after.image_HWC.shape == ((96, 128, 3) if name == "dfdc" else (*shape, 3))
         assert np.isfinite(after.landmarks_K2).all()
         assert (after.mask_HW is None) == (picture.mask_HW is None)
 
@@ -163,7 +166,7 @@ def test_one_seed_one_result_whatever_the_global_state(name: str) -> None:
         assert any(one.shape != first[0].shape or (one != first[0]).any() for one in first)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if "video" not in name])  # a video's frames are predicted
 def test_one_draw_changes_two_frames_alike(name: str) -> None:
     plan = strategy(name, 100)
     picture = with_ibug(head(mask=True))

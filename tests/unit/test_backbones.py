@@ -1,5 +1,6 @@
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from unmask import backbones
 from unmask.backbones import create_backbone, load_weights, read_tensors
 from unmask.errors import ModelError, Reason
 from unmask.models import ForgeryModel, ModelConfig, build
+from unmask.pyramid import Pyramid
 
 TINY = "test_efficientnet"
 
@@ -144,6 +146,53 @@ def test_original_weights_are_translated_by_timm(tmp_path: Path) -> None:
     torch.save({"model": theirs}, tmp_path / "convnext.pth")
     load_weights(bare, nn.Linear(3, 1), tmp_path / "convnext.pth")
     assert is_loaded(bare, source)
+
+
+def melas_kyriazi(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of an EfficientNet under the names of `efficientnet_pytorch`."""
+    inverted = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
+                "se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand", "conv_pwl": "_project_conv",
+                "bn3": "_bn2"}  # fmt: skip
+    first = {**inverted, "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    ends = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    blocks: list[str] = []
+    theirs = {}
+    for name, tensor in state.items():
+        inside = re.match(r"(blocks\.(\d)\.\d)\.(.+)\.(\w+)$", name)
+        if inside is None:
+            module, _, leaf = name.rpartition(".")
+            theirs[f"{ends[module]}.{leaf}"] = tensor
+            continue
+        block, stage, module, leaf = inside.groups()
+        blocks += [] if block in blocks else [block]
+        names = first if stage == "0" else inverted
+        theirs[f"_blocks.{blocks.index(block)}.{names[module]}.{leaf}"] = tensor
+    return theirs
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+@pytest.mark.parametrize("pyramid", [False, True])
+def test_names_of_efficientnet_pytorch_are_known(tmp_path: Path, backbone: str, pyramid: bool) -> None:
+    full = timm.create_model(backbone, num_classes=10)
+    torch.save(melas_kyriazi(full.state_dict()), tmp_path / "theirs.pth")
+    model = build(ModelConfig(backbone=backbone, pyramid=pyramid), weights=tmp_path / "theirs.pth")
+    assert is_loaded(model.backbone.inner if isinstance(model.backbone, Pyramid) else model.backbone, full)
+
+
+def test_a_pyramid_takes_a_whole_backbone_or_another_pyramid(tmp_path: Path) -> None:
+    config = ModelConfig(backbone="mobilenetv3_small_050", pyramid=True)
+    full = timm.create_model(config.backbone, num_classes=10)
+    save_file(full.state_dict(), tmp_path / "full.safetensors")
+    pyramid = build(config, weights=tmp_path / "full.safetensors")
+    assert isinstance(pyramid.backbone, Pyramid)
+    assert is_loaded(pyramid.backbone.inner, full)
+    save_file(pyramid.state_dict(), tmp_path / "pyramid.safetensors")
+    temporal = build(replace(config, head="temporal"), seed=5, weights=tmp_path / "pyramid.safetensors")
+    assert is_loaded(temporal.backbone, pyramid.backbone)
+    del (cut := dict(full.state_dict()))["conv_stem.weight"]
+    save_file(cut, tmp_path / "cut.safetensors")
+    with pytest.raises(ModelError, match="1 tensors are missing"):
+        build(config, weights=tmp_path / "cut.safetensors")
 
 
 @pytest.mark.parametrize("damage", ["missing", "foreign", "shape"])

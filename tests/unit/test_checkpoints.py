@@ -53,6 +53,26 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     save_file(tensors, path, {"unmask": json.dumps(plain)})
 
 
+def test_half_the_size_gives_nearly_the_same_model(
+    tmp_path: Path, saved: Path, model: ForgeryModel, description: Description
+) -> None:
+    path = tmp_path / "half.safetensors"
+    described = save(path, model, description, half=True)
+    assert path.stat().st_size < 0.6 * saved.stat().st_size
+    loaded, found = load(path)
+    assert found == described
+    assert found.sha256 != describe(saved).sha256
+    for name, value in model.state_dict().items():
+        after = loaded.state_dict()[name]
+        assert after.dtype == value.dtype
+        assert torch.allclose(after, value, rtol=1e-3, atol=1e-7)
+        assert value.ndim > 1 or torch.equal(after, value)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert reason_of(path) is Reason.CHECKPOINT_HASH
+
+
 def reason_of(path: Path) -> Reason:
     with pytest.raises(ModelError) as caught:
         load(path)

@@ -1,6 +1,7 @@
 """What a batch holds: clips that stop at gaps, pairs that differ in the blend alone, and the same whoever loads it."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,28 @@ def test_what_follows_the_blend_is_the_same_for_both(plain: Catalogue) -> None:
     assert apart.diagonal().max() < 6.0
     assert (apart.argmin(1) == np.arange(12)).mean() > 0.7
     assert np.median(apart[~np.eye(12, dtype=bool)]) > 10.0
+
+
+def test_a_photograph_is_filmed_where_clips_are_wanted(tmp_path: Path) -> None:
+    """One stored face gives a window of different frames, some of them shorter; real and fake are filmed alike."""
+    still = Clip(video="v", picture=lambda _: portrait(0), faces={0: [BOX]}, columns={"label": 0})
+    catalogue = catalogued(tmp_path, [still])
+    made = samples(catalogue, configured(), blend=SelfBlend())
+    lengths = set()
+    for pair in range(20):
+        batch = made.batch([Key(0, 2 * pair, 0), Key(0, 2 * pair + 1, 0, blend=True)])
+        valid_BT = batch.valid_BT.numpy()
+        assert (valid_BT[0] == valid_BT[1]).all()
+        count = int(valid_BT[0].sum())
+        lengths.add(count)
+        assert valid_BT[0, :count].all()
+        real_THWC, fake_THWC = batch.pixels.numpy().astype(int)
+        assert all((a != b).any() for a, b in itertools.pairwise(real_THWC[:count]))
+        assert (real_THWC[:count] != fake_THWC[:count]).any((1, 2, 3)).all()
+        assert not real_THWC[count:].any()
+    assert lengths == {1, 2, 3, 4}
+    # Without a blend nothing is made of a photograph.
+    assert int(samples(catalogue, configured()).batch([Key(0, 0, 0)]).valid_BT.sum()) == 1
 
 
 def masked(folder: Path, fakes: Sequence[Clip]) -> Catalogue:

@@ -102,8 +102,12 @@ class Steps:
         return picture
 
     def apply_clip(self, pictures: Sequence[Picture]) -> list[Picture]:
-        """Change every frame alike."""
-        return [self.apply(picture) for picture in pictures]
+        """Change every frame alike; a step with a method `clip` takes all frames at once (an encoder)."""
+        changed = list(pictures)
+        for step in self.steps:
+            clip = getattr(step, "clip", None)
+            changed = [step(picture) for picture in changed] if clip is None else clip(changed)
+        return changed
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.steps)) or "unchanged"

@@ -29,6 +29,10 @@ __all__ = ["BLENDS", "SelfBlend", "self_blend"]
 
 Name = TypeVar("Name", bound=str)
 
+# What a whole picture may go through and stay real. A generator's traces over all of it are a fake.
+_HARMLESS = ("hull", "low-resolution", "colour", "warp", "frequency")
+_SINGLE_TRACES = {"regions": 1.0, "low-resolution": 1.0, "generator": 1.0, "colour": 1.0, "warp": 1.0, "frequency": 1.0}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfBlend:
@@ -44,10 +48,15 @@ class SelfBlend:
     """Greatest share of the source; one is drawn."""
     rhythms: Mapping[Rhythm, float] = field(default_factory=lambda: {"still": 1.0})
     """What changes from frame to frame of a clip, by weight: still, jitter, flicker, frozen."""
+    whole: float = 0.0
+    """Share of pairs in which the whole picture is changed too, real and fake, by what else only a pasted face passes:
+    hard negatives, which teach that a filter, another light or a lost resolution alone is no manipulation."""
 
     def __post_init__(self) -> None:
         _check_weights("families", self.families, list(FAMILIES))
         _check_weights("rhythms", self.rhythms, get_args(Rhythm))
+        if not 0 <= self.whole <= 1:
+            raise UsageError(f"whole is a share of pairs in [0, 1]; got {self.whole}")
         if not self.ratios or not all(0 < ratio <= 1 for ratio in self.ratios):
             raise UsageError(f"ratios are shares of the source above 0, up to 1; got {self.ratios}")
 
@@ -59,11 +68,14 @@ class SelfBlend:
         first, second = rng.uniform(0.008, 0.027), rng.uniform(0.008, 0.055)
         ratio = self.ratios[rng.integers(len(self.ratios))]
         rhythm = _picked(rng, self.rhythms)
+        target = ingredients.target
+        if self.whole and rng.random() < self.whole:
+            target = (*target, *FAMILIES[_HARMLESS[rng.integers(len(_HARMLESS))]](rng).source)
         return Blend(
             family,
             BlendMask(ingredients.shapes, bends_GG2, (first, second), ratio),
             ingredients.source,
-            ingredients.target,
+            target,
             _placement(rng),
             Course(rhythm, int(rng.integers(2**32))),
         )
@@ -109,17 +121,13 @@ def _check_weights(what: str, weights: Mapping[Name, float], known: Sequence[str
 BLENDS: Mapping[str, SelfBlend] = MappingProxyType(
     {
         "paper": SelfBlend(),
-        "mixed": SelfBlend(
-            families={
-                "hull": 3.0,
-                "regions": 1.0,
-                "low-resolution": 1.0,
-                "generator": 1.0,
-                "colour": 1.0,
-                "warp": 1.0,
-                "frequency": 1.0,
-            }
+        "mixed": SelfBlend(families={"hull": 3.0, **_SINGLE_TRACES}),
+        "video": SelfBlend(
+            families={"hull": 4.0, **_SINGLE_TRACES},
+            rhythms={"still": 2.0, "jitter": 1.0, "flicker": 1.0, "frozen": 1.0},
+            whole=0.3,
         ),
     }
 )
-"""Which fakes a recipe may ask for: the paper's alone, or a third of those and single traces of generators."""
+"""Which fakes a recipe may ask for: the paper's alone; a third of those and single traces of generators; or these, with
+what only clips show, and hard negatives beside them."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from train.augment.colours import BrightnessContrast, ColourJitter, FancyPca, Grey, HueSaturation, RgbShift
 from train.augment.cutouts import draw_cutout
+from train.augment.degrade import draw_degradation
 from train.augment.geometry import Flip, IsotropicResize, Pad, ShiftScaleRotate
 from train.augment.picture import Step, Steps
 from train.augment.quality import Blur, Jpeg, Noise
@@ -152,6 +153,17 @@ def _selfblend(rng: np.random.Generator, _size_HW: tuple[int, int]) -> Iterator[
         yield Jpeg(int(rng.integers(40, 101)))
 
 
+def _video(rng: np.random.Generator, _size_HW: tuple[int, int]) -> Iterator[Step]:
+    """What a shared video does to a face, and nothing else."""
+    yield from draw_degradation(rng).steps
+
+
+def _selfblend_video(rng: np.random.Generator, size_HW: tuple[int, int]) -> Iterator[Step]:
+    """As `selfblend`, and then what a shared video does to a face."""
+    yield from _selfblend(rng, size_HW)
+    yield from _video(rng, size_HW)
+
+
 STRATEGIES: Mapping[str, Plan] = {
     "none": _none,
     "dfgc": _dfgc,
@@ -159,6 +171,8 @@ STRATEGIES: Mapping[str, Plan] = {
     "dfdc": _dfdc,
     "fusion": _fusion,
     "selfblend": _selfblend,
+    "video": _video,
+    "selfblend-video": _selfblend_video,
 }
 
 

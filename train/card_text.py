@@ -1,0 +1,166 @@
+"""What the card of the small model says, from what was measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unmask.card import Section
+
+__all__ = ["sections"]
+
+_MODELS = {
+    "shipped": "this model",
+    "frames": "without the temporal head",
+    "plain": "without the head, nor degraded video in training",
+}
+_METHOD = (
+    "No fake of any dataset was used, neither to train nor to choose anything. Fakes are made from real photographs "
+    "(self-blended images, Shiohara & Yamasaki 2022): a face is blended with a changed copy of itself, over the whole "
+    "face or its parts, with other colours, other frequencies, another resolution, bent features or the traces of "
+    "up-sampling.",
+    "Real and fake of a pair go through the same flips, colours and crops, and then the way of shared videos: scaled "
+    "down, noisy, sharpened or blurred, and encoded as H.264 at CRF 18 to 38. In three pairs of ten the whole picture, "
+    "real and fake, is filtered, lit or warped like only a pasted face is elsewhere (hard negatives).",
+    "The backbone starts from ImageNet weights (EfficientNet-Lite0, Apache-2.0) and learns to say where a face was "
+    "blended as well as whether. The temporal head is trained after it, on clips that are made of photographs: the "
+    "face moves, the camera drifts, the light changes; fakes also tremble, flicker or freeze.",
+)
+_FAILURES = (
+    "It has seen adults with a public office, photographed from the front in good light by professionals: other ages, "
+    "other light, other skin and other angles are less well known to it, and how much worse it does there was not "
+    "measured.",
+    "Its real clips are photographs that were set in motion. Real video has motion, blur and compression that these "
+    "lack, so its scores on real video are less reliable than those on the test people; the table of real clips shows "
+    "how they come out.",
+    "It knows what blending leaves. Faces that are generated as a whole, without a seam, and fakes whose seams were "
+    "compressed away, are outside of what it was made for.",
+    "Beauty filters, face make-up in software and virtual backgrounds blend too, and may be called manipulated.",
+)
+_NOT_FOR = (
+    "It must not be the only ground for an accusation, a takedown, a legal step or a decision about a person: a score "
+    "is a reason to look closer, together with the source and the history of the file.",
+    "It must not be used to say that a video is genuine: it looks at faces alone, and only for what it knows.",
+    "It must not be used to identify, follow or rate people.",
+)
+
+
+def sections(
+    facts: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    robust: Sequence[Mapping[str, Any]],
+    scored: Sequence[Mapping[str, Any]],
+) -> list[Section]:
+    """The sections that follow the description.
+
+    Args:
+        facts: People by split, number of weights, speed.
+        measured: Metrics by condition and model, on people of the test.
+        robust: A row a perturbation and severity.
+        scored: A row a labelled clip.
+    """
+    people = facts["people"]
+    data = (
+        f"Official portraits of members of the US House and Senate, one a person, works of the US government: "
+        f"{people['train']} people to train, {people['val']} to choose the epoch and to calibrate, {people['test']} "
+        "for the tests below. Nobody is in two of these.",
+    )
+    size = (
+        f"{facts['weights'] / 1e6:.2f} million weights, kept as float16. "
+        f"{facts['speed']['ms_a_face']:.1f} ms a face on one thread of the processor it was measured on.",
+    )
+    shared = measured["shared"]["models"]["shipped"]
+    point = (
+        f"On clips of test people, as shared videos: {shared['real_called_manipulated']:.1%} of the real ones are "
+        f"called manipulated (the false-positive rate), {shared['fake_called_authentic']:.1%} of the fakes authentic, "
+        f"and {shared['inconclusive']:.1%} of all get no verdict. A small, blurred or far turned face gets none either.",
+    )
+    found = [
+        Section("Data", data),
+        Section("Method", _METHOD),
+        Section("Size and speed", size),
+        Section("Operating point", point),
+        _heldout(measured),
+        _compared(measured),
+        _robustness(robust),
+    ]
+    if scored:
+        found.append(_clips(scored))
+    return [*found, Section("Known failures", _FAILURES), Section("What it must not be used for", _NOT_FOR)]
+
+
+def _interval(measure: Mapping[str, Any]) -> str:
+    if measure["value"] is None:
+        return "-"
+    value = f"{measure['value']:.3f}"
+    return value if measure["low"] is None else f"{value} ({measure['low']:.3f} to {measure['high']:.3f})"
+
+
+def _heldout(measured: Mapping[str, Any]) -> Section:
+    rows = []
+    for condition in measured.values():
+        metrics = condition["models"]["shipped"]
+        numbers = (_interval(metrics[name]) for name in ("auc", "eer", "ece"))
+        rows.append((condition["title"], condition["clips"], *numbers))
+    return Section(
+        "Test people: self-blended against pristine clips",
+        ("Metrics with 95% intervals, drawn by person.",),
+        ("what", "clips", "AUC", "EER", "ECE"),
+        tuple(rows),
+    )
+
+
+def _compared(measured: Mapping[str, Any]) -> Section:
+    rows = [
+        (condition["title"], *(_interval(condition["models"][name]["auc"]) for name in _MODELS))
+        for condition in measured.values()
+    ]
+    return Section(
+        "What each ingredient gives: AUC on the same clips",
+        ("All are trained from the same start on the same people, and calibrated on the same clips.",),
+        ("what", *_MODELS.values()),
+        tuple(rows),
+    )
+
+
+def _robustness(robust: Sequence[Mapping[str, Any]]) -> Section:
+    by_title: dict[str, list[Mapping[str, Any]]] = {}
+    for row in robust:
+        by_title.setdefault(row["title"], []).append(row)
+    most = max(map(len, by_title.values()), default=0)
+    rows = []
+    for title, found in by_title.items():
+        cells = [f"{row['value']:g}: {row['auc']['value']:.3f}" for row in found]
+        rows.append((title, *cells, *[None] * (most - len(cells))))
+    return Section(
+        "Robustness: value of the perturbation, and AUC",
+        ("Perturbations of DeeperForensics-1.0 and an H.264 sweep, on clips of test people as photographed.",),
+        ("perturbation", *(f"severity {n + 1}" for n in range(most))),
+        tuple(rows),
+    )
+
+
+def _clips(scored: Sequence[Mapping[str, Any]]) -> Section:
+    of = {row["video"]: row for row in scored}
+    rows, ordered, pairs = [], 0, 0
+    for row in scored:
+        own = row["models"]["shipped"]
+        others = (row["models"][name]["score"] for name in ("frames", "plain"))
+        truth = {0: "real", 1: "fake"}.get(row["label"], "-")
+        rows.append((row["video"], truth, row["method"], own["score"], own["verdict"], *others))
+        original = of.get(row["source"] or "")
+        if row["label"] == 1 and original is not None:
+            theirs = original["models"]["shipped"]["score"]
+            pairs += 1
+            ordered += bool(own["score"] is not None and theirs is not None and own["score"] > theirs)
+    reals = [row["models"]["shipped"]["verdict"] for row in scored if row["label"] == 0]
+    fakes = [row["models"]["shipped"]["verdict"] for row in scored if row["label"] == 1]
+    text = (
+        "Clips of FaceForensics++ and DFDC that nothing was trained on, chosen by or tuned after: scored once, with 32 "
+        "frames each.",
+        f"Of {len(reals)} real clips {reals.count('manipulated')} are called manipulated, {reals.count('authentic')} "
+        f"authentic; of {len(fakes)} fakes {fakes.count('manipulated')} are called manipulated, "
+        f"{fakes.count('authentic')} authentic; the others get no verdict. In {ordered} of {pairs} pairs the fake "
+        "scores above its original. So few clips say little about others.",
+    )
+    return Section(
+        "Real videos", text, ("clip", "is", "method", "score", "verdict", *list(_MODELS.values())[1:]), tuple(rows)
+    )

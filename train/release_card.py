@@ -1,0 +1,212 @@
+"""The last step of `train.release`: calibrate the small model, try it, and write it with its card.
+
+What was measured is kept beside the models as JSON, by the model's digest: a step that was done is not done again.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from train.card_text import sections
+from train.catalogue import Catalogue
+from train.config import TrainConfig
+from train.splits import Splits, splits_of
+from train.trial import CONDITIONS, Model, Outcome, Trial, perturbations
+from unmask import __version__
+from unmask.analysis import Analyzer
+from unmask.atomic import replacing
+from unmask.calibration import Calibration
+from unmask.card import CARD
+from unmask.checkpoints import Description, load, save
+from unmask.detection import SCORING_THRESHOLDS
+from unmask.errors import UsageError
+from unmask.inputs import Source
+from unmask.intervals import detection_measures
+from unmask.manifest import Manifest
+from unmask.metrics import DETECTION
+from unmask.mtcnn import MTCNN
+from unmask.plan import Sampling
+
+__all__ = ["FNR", "FPR", "finish"]
+
+FPR, FNR = 0.02, 0.10
+"""The operating point, on clips of people of validation: at most so many real ones are called manipulated, and so many
+fakes authentic. Between both a verdict abstains."""
+
+_CALIBRATION_DRAWS, _TEST_DRAWS, _PERTURBED_PEOPLE = 8, 2, 40
+_METRICS = ("auc", "eer", "ece", "brier", "tpr_at_fpr_5")
+_CPU = torch.device("cpu")
+_FRAMES = 32
+
+
+def finish(
+    model: Path, frames_model: Path, plain_model: Path, *, faces: str, clips: Sequence[str], folder: Path, name: str
+) -> Path:
+    """Calibrate, try, and write the model with its card.
+
+    Args:
+        model: With the temporal head.
+        frames_model: The backbone's own, with a head for frames: the baseline without a temporal head.
+        plain_model: Trained without the way of shared videos: the other baseline.
+        faces: The preprocessed portraits.
+        clips: Preprocessed datasets of labelled videos.
+        folder: Where measurements are kept, and the model goes.
+        name: What it is called.
+
+    Returns:
+        The checkpoint's path in `folder`.
+
+    Raises:
+        UsageError: The models are no detectors of self-blends, or do not belong together.
+    """
+    built, description = load(model)
+    config = TrainConfig.from_json(dict(description.provenance)["config"])
+    if not built.is_temporal or config.data.draw != "selfblend":
+        raise UsageError(f"{model} was not made by the recipe selfblend-clips")
+    catalogue = Catalogue.read([faces])
+    splits = splits_of(catalogue, config, 0)
+    # From here on everything is measured with the weights as they are shipped.
+    half = folder / "half.safetensors"
+    save(half, built, description, half=True)
+    shipped = load(half)
+    baselines = {"frames": load(frames_model), "plain": load(plain_model)}
+    models: dict[str, Model] = {"shipped": shipped, **baselines}
+    digests = {name: described.sha256 for name, (_, described) in models.items()}
+
+    def kept(step: str, make: Callable[[], Any]) -> Any:
+        path = folder / f"{step}.json"
+        if path.is_file():
+            found = json.loads(path.read_text())
+            if found["models"] == digests:
+                return found["found"]
+        made = make()
+        with replacing(path) as beside:
+            beside.write_text(json.dumps({"models": digests, "found": made}, indent=1) + "\n")
+        return made
+
+    calibrations = kept("calibration", lambda: _calibrated(catalogue, splits, config, models))
+    for each, (network, described) in models.items():
+        fitted = Calibration.from_json(calibrations[each])
+        models[each] = (network, replace(described, calibration=fitted))
+    trial = Trial(catalogue, splits.test, config, models, _CPU)
+    measured = kept("trial", lambda: _tried(trial, models))
+    robust = kept("robustness", lambda: _perturbed(catalogue, splits, config, models["shipped"]))
+    scored = kept("clips", lambda: _scored(clips, models))
+    facts = {
+        "people": {split: len(getattr(splits, split)) for split in ("train", "val", "test")},
+        "weights": sum(v.numel() for v in built.state_dict().values()),
+        "speed": _speed(models["shipped"]),
+    }
+    provenance = {**description.provenance, CARD: [s.to_json() for s in sections(facts, measured, robust, scored)]}
+    ready = replace(
+        models["shipped"][1], name=name, version=__version__, provenance=provenance, sha256="",
+    )  # fmt: skip
+    path = folder / f"{name}.safetensors"
+    save(path, models["shipped"][0], ready, half=True)
+    return path
+
+
+def _calibrated(
+    catalogue: Catalogue, splits: Splits, config: TrainConfig, models: Mapping[str, Model]
+) -> dict[str, Any]:
+    """Calibrations of all models on the same clips of people of validation."""
+    trial = Trial(catalogue, splits.val, config, models, _CPU)
+    outcome = trial.run(CONDITIONS["shared"], draws=_CALIBRATION_DRAWS, seed=2)
+    real = outcome.labels_K == 0
+    found = {}
+    for name, logits_K in outcome.logits.items():
+        source = f"{len(logits_K)} clips of {trial.people} people of validation, self-blended or not, as shared videos"
+        fitted = Calibration.fit(logits_K, outcome.labels_K, bias=True, source=source)
+        found[name] = fitted.at_error_rates(logits_K[real], logits_K[~real], fpr=FPR, fnr=FNR).to_json()
+    return found
+
+
+def _tried(trial: Trial, models: Mapping[str, Model]) -> dict[str, Any]:
+    """Metrics of every model under every condition, on people of the test; and the operating point there."""
+    found: dict[str, Any] = {}
+    for name, condition in CONDITIONS.items():
+        outcome = trial.run(condition, draws=_TEST_DRAWS, seed=3)
+        found[name] = {
+            "title": condition.title,
+            "clips": len(outcome.labels_K),
+            "models": {each: _measures(outcome, each, models[each][1]) for each in models},
+        }
+    return found
+
+
+def _measures(outcome: Outcome, model: str, description: Description) -> dict[str, Any]:
+    calibration = description.calibration
+    probability_K = calibration.probability(outcome.logits[model])
+    # The real and the fake clips of one person are two videos.
+    videos_K = 2 * outcome.people_K + outcome.labels_K.astype(np.int64)
+    measures = detection_measures(
+        probability_K,
+        outcome.labels_K,
+        videos_K,
+        threshold=calibration.threshold,
+        metrics={name: DETECTION[name] for name in _METRICS},
+    )
+    low, high = calibration.band
+    real_K, fake_K = probability_K[outcome.labels_K == 0], probability_K[outcome.labels_K == 1]
+    return {
+        **{name: measure.to_json() for name, measure in measures.items()},
+        "real_called_manipulated": float(np.mean(real_K >= high)),
+        "fake_called_authentic": float(np.mean(fake_K < low)),
+        "inconclusive": float(np.mean((probability_K >= low) & (probability_K < high))),
+    }
+
+
+def _perturbed(catalogue: Catalogue, splits: Splits, config: TrainConfig, model: Model) -> list[dict[str, Any]]:
+    trial = Trial(catalogue, splits.test, config, {"shipped": model}, _CPU)
+    rows = []
+    for name, title, value, outcome in perturbations(trial, people=_PERTURBED_PEOPLE):
+        measures = _measures(outcome, "shipped", model[1])
+        rows.append({"name": name, "title": title, "value": value, "auc": measures["auc"],
+                     "real_called_manipulated": measures["real_called_manipulated"]})  # fmt: skip
+    return rows
+
+
+def _scored(clips: Sequence[str], models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    """Every labelled clip by every model, as `unmask score` does."""
+    detector = MTCNN(device=_CPU, thresholds=SCORING_THRESHOLDS)
+    analyzers = {name: Analyzer(model, described, detector) for name, (model, described) in models.items()}
+    rows = []
+    for folder in clips:
+        with Manifest(f"{folder}/manifest.parquet") as manifest:
+            for video in manifest:
+                row: dict[str, Any] = {"video": video.video, "label": video.label, "method": video.method,
+                                       "source": video.source, "models": {}}  # fmt: skip
+                for name, analyzer in analyzers.items():
+                    score = analyzer.analyze(Source(video.uri), Sampling(frames=_FRAMES)).score
+                    row["models"][name] = {
+                        "score": score.score,
+                        "verdict": str(score.verdict),
+                        "status": str(score.status),
+                    }
+                rows.append(row)
+    return rows
+
+
+@torch.inference_mode()
+def _speed(model: Model) -> dict[str, float]:
+    """Milliseconds for a face on one thread of this machine's processor, in batches of 16; the fastest of five."""
+    network, description = model
+    height, width = description.preprocessing.size_HW
+    crops_N3HW = torch.zeros(16, 3, height, width)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds: list[float] = []
+        for _ in range(6):
+            began = time.perf_counter()
+            network.features(crops_N3HW)
+            seconds.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return {"ms_a_face": 1000 * min(seconds[1:]) / 16}
