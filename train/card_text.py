@@ -10,7 +10,7 @@ __all__ = ["sections"]
 _MODELS = {
     "shipped": "this model",
     "frames": "without the temporal head",
-    "plain": "without the head, nor degraded video in training",
+    "plain": "without the head, nor shared video in training",
 }
 _METHOD = (
     "No fake of any dataset was used, neither to train nor to choose anything. Fakes are made from real photographs "
@@ -18,7 +18,7 @@ _METHOD = (
     "face or its parts, with other colours, other frequencies, another resolution, bent features or the traces of "
     "up-sampling.",
     "Real and fake of a pair go through the same flips, colours and crops, and then the way of shared videos: scaled "
-    "down, noisy, sharpened or blurred, and encoded as H.264 at CRF 18 to 38. In three pairs of ten the whole picture, "
+    "down, noisy, sharpened or blurred, and encoded as H.264 at CRF 18 to 32. In three pairs of ten the whole picture, "
     "real and fake, is filtered, lit or warped like only a pasted face is elsewhere (hard negatives).",
     "The backbone starts from ImageNet weights (EfficientNet-Lite0, Apache-2.0) and learns to say where a face was "
     "blended as well as whether. The temporal head is trained after it, on clips that are made of photographs: the "
@@ -71,7 +71,7 @@ def sections(
     point = (
         f"On clips of test people, as shared videos: {shared['real_called_manipulated']:.1%} of the real ones are "
         f"called manipulated (the false-positive rate), {shared['fake_called_authentic']:.1%} of the fakes authentic, "
-        f"and {shared['inconclusive']:.1%} of all get no verdict. A small, blurred or far turned face gets none either.",
+        f"and {shared['inconclusive']:.1%} of all get no verdict. Small, blurred and far turned faces get none either.",
     )
     found = [
         Section("Data", data),
@@ -115,7 +115,10 @@ def _compared(measured: Mapping[str, Any]) -> Section:
     ]
     return Section(
         "What each ingredient gives: AUC on the same clips",
-        ("All are trained from the same start on the same people, and calibrated on the same clips.",),
+        (
+            "All are trained on the same people and calibrated on the same clips. Each step starts from the one to its "
+            "right: photographs, then shared video, then clips.",
+        ),
         ("what", *_MODELS.values()),
         tuple(rows),
     )

@@ -67,6 +67,7 @@ class Catalogue:
         after_gap_N: bool, this face was not seen in the frame before.
         corrupt_N: bool, the frame is damaged.
         probability_N: float32 in [0, 1], of the detector.
+        sharpness_N: float32 in [0, 1], see `unmask.quality`; NaN where it is not known.
         box_N4: float32, pixels of the frame.
         landmarks_frame_N52: float32 (N, 5, 2), pixels of the frame.
         landmarks_N52: float32 (N, 5, 2), pixels of the crop.
@@ -103,6 +104,7 @@ class Catalogue:
         self.after_gap_N: NDArray[np.bool_] = joined["after_gap"]
         self.corrupt_N: NDArray[np.bool_] = joined["is_corrupt"]
         self.probability_N: NDArray[np.float32] = joined["probability"]
+        self.sharpness_N: NDArray[np.float32] = joined["sharpness"]
         self.box_N4: NDArray[np.float32] = joined["box"].reshape(-1, 4)
         self.landmarks_frame_N52: NDArray[np.float32] = joined["landmarks"].reshape(-1, 5, 2)
         self.landmarks_N52: NDArray[np.float32] = joined["crop_landmarks"].reshape(-1, 5, 2)
@@ -174,6 +176,7 @@ class Catalogue:
             **plain,
             **lists,
             **flags,
+            "sharpness": _sharpness(faces),
             "video": np.full(len(faces), -1, np.int32),
             "track": faces["track"].fill_null(-1).to_numpy(),
             "crops": np.stack([file_N, faces["crop_offset"].to_numpy(), faces["crop_bytes"].to_numpy()], 1).astype(
@@ -281,6 +284,13 @@ def _named(uris: Sequence[str]) -> Iterator[tuple[str, Store]]:
             raise UsageError(f"{seen[name]} and {store.shown} are both called {name}; rename one of the folders")
         seen[name] = store.shown
         yield name, store
+
+
+def _sharpness(faces: pa.Table) -> NDArray[np.float32]:
+    """NaN where it is not known; datasets of early releases have no such column."""
+    if "sharpness" not in faces.column_names:
+        return np.full(len(faces), np.nan, np.float32)
+    return faces["sharpness"].to_numpy().astype(np.float32)
 
 
 def _about(dataset: str, row: dict[str, Any]) -> Video:

@@ -160,7 +160,12 @@ def _frames(
             track = int(catalogue.track_N[row])
             sightings.append(Sighting(track, bool(catalogue.after_gap_N[row]) or track in interrupted))
             interrupted.discard(track)
-        faces = Faces(catalogue.box_N4[kept], catalogue.probability_N[kept], catalogue.landmarks_frame_N52[kept])
+        faces = Faces(
+            catalogue.box_N4[kept],
+            catalogue.probability_N[kept],
+            catalogue.landmarks_frame_N52[kept],
+            catalogue.sharpness_N[kept],
+        )
         features_ND = np.full((len(kept), features.features_ND.shape[1]), np.nan, np.float32)
         for n, row in enumerate(kept):
             if row in place:

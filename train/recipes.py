@@ -130,11 +130,16 @@ def selfblend() -> TrainConfig:
 def selfblend_video() -> TrainConfig:
     """`selfblend` for shared videos: then scaled down, noisy and encoded as H.264; hard negatives among the reals.
 
-    With `selfblend-clips`, which takes its weights, it made the detector that comes with Unmask.
+    It goes on from what `selfblend` made (`--set weights=FILE`): learnt from the beginning under compression, the same
+    takes three times as long. `selfblend-clips` takes its weights in turn.
     """
     plain = selfblend()
     return replace(
-        plain, recipe="selfblend-video", augment=replace(plain.augment, strategy="selfblend-video", blends="video")
+        plain,
+        recipe="selfblend-video",
+        augment=replace(plain.augment, strategy="selfblend-video", blends="video"),
+        optim=replace(plain.optim, lr=5e-4),
+        loop=replace(plain.loop, epochs=32),
     )
 
 

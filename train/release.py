@@ -53,14 +53,13 @@ def release(
     faces = out / "faces"
     _run("pipelines.preprocess", portraits, "--dataset", "unlabelled", "--frames", "1", "--margin", "1.5",
          "--size", "352", "--format", "jpg", "--out", faces)  # fmt: skip
-    start = ["--set", f"weights={weights}"] if weights else []
-    frames_model = frames_model or _trained("selfblend-video", faces, out / "frames", start)
-    plain_model = plain_model or _trained("selfblend", faces, out / "plain", start)
-    model = _trained("selfblend-clips", faces, out / "clips", ["--set", f"weights={frames_model}"])
+    plain_model = plain_model or _trained("selfblend", faces, out / "plain", weights)
+    frames_model = frames_model or _trained("selfblend-video", faces, out / "frames", plain_model)
+    model = _trained("selfblend-clips", faces, out / "clips", frames_model)
     manifests = []
     for number, folder in enumerate(clips or []):
         made = out / f"real-clips-{number}"
-        _run("pipelines.preprocess", folder, "--products", "faces", "--out", made)
+        _run("pipelines.preprocess", folder, "--products", "none", "--frames", "4", "--out", made)
         manifests.append(made)
     from train.release_card import finish
 
@@ -70,9 +69,10 @@ def release(
     say(f"The model lies in {path} ({path.stat().st_size / 1e6:.1f} MB); unmask model-card {path} shows its card")
 
 
-def _trained(recipe: str, faces: Path, out: Path, settings: list[str]) -> Path:
-    """Train by a recipe, and give the model's path."""
-    _run("train.fit", "--recipe", recipe, "--data", faces, "--out", out, "--no-evaluate", *settings)
+def _trained(recipe: str, faces: Path, out: Path, weights: Path | None) -> Path:
+    """Train by a recipe, from some weights, and give the model's path."""
+    start = ["--set", f"weights={weights}"] if weights else []
+    _run("train.fit", "--recipe", recipe, "--data", faces, "--out", out, "--no-evaluate", *start)
     return out / "model.safetensors"
 
 

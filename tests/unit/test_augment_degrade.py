@@ -70,12 +70,12 @@ def test_what_is_drawn_lies_in_its_ranges_and_comes_from_the_seed() -> None:
     draws = [draw_degradation(np.random.default_rng((1, n))) for n in range(600)]
     assert [str(d) for d in draws] == [str(draw_degradation(np.random.default_rng((1, n)))) for n in range(600)]
     untouched = sum(not d.steps for d in draws)
-    assert 60 < untouched < 125  # 15%
+    assert 85 < untouched < 160  # 20%
     encoded = [[s for s in d.steps if isinstance(s, H264)] for d in draws if d.steps]
     assert {len(e) for e in encoded} == {1, 2}
     crfs = [e[0].crf for e in encoded]
-    assert (min(crfs), max(crfs)) == (18, 38)
+    assert (min(crfs), max(crfs)) == (18, 32)
     assert 0.4 < np.mean([e[0].drift_xy is not None for e in encoded]) < 0.6
     scales = [s.scale for d in draws for s in d.steps if isinstance(s, Degrade)]
-    assert 0.3 <= min(scales) < 0.32
+    assert 0.45 <= min(scales) < 0.47
     assert 0.97 < max(scales) <= 1.0
