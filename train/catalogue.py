@@ -290,7 +290,7 @@ def _sharpness(faces: pa.Table) -> NDArray[np.float32]:
     """NaN where it is not known; datasets of early releases have no such column."""
     if "sharpness" not in faces.column_names:
         return np.full(len(faces), np.nan, np.float32)
-    return faces["sharpness"].to_numpy().astype(np.float32)
+    return np.asarray(faces["sharpness"].to_numpy(), np.float32)
 
 
 def _about(dataset: str, row: dict[str, Any]) -> Video:

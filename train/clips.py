@@ -6,7 +6,7 @@ process makes it, or when.
 Axes: B samples, T frames of a clip (1 for frames), H rows, W columns, C = 3 channels in RGB order, D features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,7 +24,7 @@ from train.catalogue import Catalogue
 from train.config import TrainConfig
 from train.crops import CropReader
 from train.samplers import Batches, Key, Pool
-from unmask.errors import StorageError, UnmaskError, UsageError
+from unmask.errors import StorageError, TrainingError, UnmaskError, UsageError
 from unmask.prefetch import prefetched
 from unmask.products import mask_name
 from unmask.pyramid import STRIDE
@@ -298,6 +298,7 @@ def batches(
 
     Raises:
         UsageError: Too many crops are damaged.
+        TrainingError: A process that loads was killed.
     """
     if not workers:
         yield from prefetched((samples.batch(k) for k in keys), cost=lambda _: 1, limit=2)
@@ -314,7 +315,20 @@ def batches(
         # The loader draws a seed that nothing here uses: from the global generator it would be another one on resuming.
         generator=torch.Generator(),
     )
-    for found in loader:
+    for found in _alive(loader, workers):
         if isinstance(found, UnmaskError):
             raise found
         yield found
+
+
+def _alive(loader: Iterable[Batch | UnmaskError], workers: int) -> Iterator[Batch | UnmaskError]:
+    """What a loader gives, until one of its processes is lost."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a process that loads data was killed, most likely because the memory is used up: set "
+            f"loop.loader_workers below {workers}, or loop.batch lower, and give the same command again"
+        ) from error

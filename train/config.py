@@ -21,6 +21,7 @@ from unmask.transforms import Fit, Preprocessing
 __all__ = [
     "AugmentConfig",
     "DataConfig",
+    "DistillConfig",
     "InputConfig",
     "LoopConfig",
     "LossConfig",
@@ -230,6 +231,28 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistillConfig:
+    """What is learnt from other models; see `train.distill`."""
+
+    teachers: tuple[str, ...] = ()
+    """Checkpoints, or an ensemble.json; MODEL:WEIGHT weighs them."""
+    temperature: float = 2.0
+    """Divides the logits of teachers and student."""
+    share: float = 0.7
+    """Of the loss, what is the teachers'; the rest is the labels'."""
+    similarity: float = 0.0
+    """Weight of finding those faces alike which the teachers find alike."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UsageError(f"distill.temperature is above 0; got {self.temperature}")
+        if not 0 <= self.share <= 1 or self.similarity < 0:
+            raise UsageError(
+                f"distill.share lies in [0, 1], and similarity is 0 or more; got {self.share} and {self.similarity}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """A whole run.
 
@@ -251,6 +274,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         mos, cached = self.model.task == "mos", self.data.cached_features
@@ -279,6 +303,8 @@ class TrainConfig:
             raise UsageError("loop.compile cannot go with model.pyramid")
         if self.loop.unfreeze_after and self.loop.freeze == "none":
             raise UsageError("loop.unfreeze_after needs loop.freeze=backbone or layer_norm")
+        if self.distill.teachers and (mos or cached):
+            raise UsageError("teachers take pictures and detect: leave out model.task=mos and data.cached_features")
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, ready for `json.dumps`."""

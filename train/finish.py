@@ -93,6 +93,7 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
             "date": dt.datetime.now(dt.UTC).date().isoformat(),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "timm")},
             USED: used_digests(splits),
+            **({} if training.teachers is None else {"teachers": training.teachers.to_json()}),
         },
     )
     with TemporaryDirectory() as scratch:

@@ -21,6 +21,7 @@ from train import state
 from train.clips import Batch, batches
 from train.config import Run
 from train.context import Context
+from train.distill import Teachers
 from train.finish import keep_best, write_summary
 from train.history import History, write_tensorboard
 from train.losses import Loss
@@ -103,6 +104,9 @@ class Training:
         self.precision = choose(loop, context.device)
         self.scaler = self.precision.scaler()
         self.optimiser = optimiser(self.network.model, self.config.optim)
+        self.teachers: Teachers | None = None
+        if self.config.distill.teachers:
+            self.teachers = Teachers.load(self.config, material.preprocessing, context.device)
         self.average: AveragedModel | None = average(self.network, loop.ema) if loop.ema else None
         labels_U = material.train.pool.label_U
         self.loss = Loss(self.config.loss, reals=int((labels_U == 0).sum()), fakes=int((labels_U == 1).sum()))
@@ -230,10 +234,13 @@ class Training:
         device = self.context.device
         wants_features = bool(self.config.loss.alignment or self.config.loss.uniformity)
         with self.precision.autocast():
-            valid_BT = batch.valid_BT.to(device, non_blocking=True)
-            logits_B, features_MD, where_Mhw = self._wrapped(batch.pixels.to(device, non_blocking=True), valid_BT)
+            valid_BT, pixels = batch.valid_BT.to(device, non_blocking=True), batch.pixels.to(device, non_blocking=True)
+            logits_B, features_MD, where_Mhw = self._wrapped(pixels, valid_BT)
+            said = None if self.teachers is None else self.teachers(pixels, valid_BT)
         # Outside: autocast would multiply the features in few bits again.
         loss = self.loss(logits_B, batch.label_B.to(device), features_MD if wants_features else None)
+        if self.teachers is not None and said is not None:
+            loss = self.teachers.loss(loss, logits_B, features_MD, said)
         if where_Mhw is not None and batch.mask is not None:
             mask_Mhw = batch.mask.to(device, non_blocking=True)[valid_BT].float() / 255.0
             loss = loss + self.config.loss.mask * F.binary_cross_entropy_with_logits(where_Mhw.float(), mask_Mhw)

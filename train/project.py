@@ -59,7 +59,8 @@ class Project:
         wanted = {"config": config.to_json(), "data": [without_password(uri) for uri in data]}
         if _is_begun(store):
             # Of another recipe nearly everything differs: that is said first.
-            differing = sorted(differences(_read(store, CONFIG), wanted), key=lambda said: "config.recipe" not in said)
+            before = _completed(_read(store, CONFIG))
+            differing = sorted(differences(before, wanted), key=lambda said: "config.recipe" not in said)
             if differing:
                 raise UsageError(
                     f"{store.shown} holds a training with another configuration ({'; '.join(differing[:4])}); choose "
@@ -135,6 +136,14 @@ class Project:
         shown = {k: found["metrics"][k]["value"] for k in ("auc", "eer", "ece")}
         numbers = ", ".join(f"{k.upper()} {v:.4f}" for k, v in shown.items() if v is not None)
         say(f"{numbers}: {found['what']} ({found['faces']} {found['level']}s of {found['videos']} videos)")
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the fields that configurations have got since it was written, as they were meant then."""
+    try:
+        return {**record, "config": TrainConfig.from_json(record["config"]).to_json()}
+    except (UsageError, KeyError):
+        return record
 
 
 def _is_begun(store: Store) -> bool:

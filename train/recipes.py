@@ -19,6 +19,7 @@ __all__ = [
     "dfdc_b7",
     "dfgc_convnext",
     "dfgc_eva",
+    "distill",
     "ln_tune",
     "recipe",
     "selfblend",
@@ -156,7 +157,7 @@ def selfblend_clips() -> TrainConfig:
         model=replace(frames.model, head="temporal", dropout=0.1, window=8),
         loss=LossConfig(),
         optim=OptimConfig(name="adamw", lr=1e-3, weight_decay=0.01, schedule="cosine", warmup_steps=20, clip_norm=1.0),
-        loop=LoopConfig(epochs=6, batch=8, freeze="backbone", channels_last=True, select="auc"),
+        loop=LoopConfig(epochs=5, batch=8, freeze="backbone", channels_last=True, select="auc"),
     )
 
 
@@ -176,6 +177,21 @@ def ln_tune() -> TrainConfig:
     )
 
 
+def distill() -> TrainConfig:
+    """A small student of large models (Hinton et al. 2015): `--teacher CKPT[,CKPT...] --student NAME`.
+
+    Crops, data, augmentation and head are those of the first teacher; a teacher with a pyramid has a student with one.
+    Seven tenths of the loss are the teachers' softened probabilities. `--set distill.similarity=1` also teaches which
+    faces look alike.
+    """
+    return TrainConfig(
+        recipe="distill",
+        model=ModelConfig(backbone="mobilenetv3_small_100"),
+        optim=OptimConfig(name="adamw", lr=7e-4, weight_decay=0.05, schedule="cosine", warmup_steps=100, clip_norm=1.0),
+        loop=LoopConfig(epochs=50, batch=16, ema=0.995, channels_last=True, select="auc"),
+    )
+
+
 RECIPES: Mapping[str, Callable[[], TrainConfig]] = MappingProxyType(
     {
         "dfgc-convnext": dfgc_convnext,
@@ -187,6 +203,7 @@ RECIPES: Mapping[str, Callable[[], TrainConfig]] = MappingProxyType(
         "selfblend-video": selfblend_video,
         "selfblend-clips": selfblend_clips,
         "ln-tune": ln_tune,
+        "distill": distill,
     }
 )
 """By name."""

@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from train.crops import CropReader
 from train.material import pool_of
 from train.recipes import recipe
 from train.samplers import Batches, Key
-from unmask.errors import UsageError
+from unmask.errors import TrainingError, UsageError
 from unmask.faces import crop
 from unmask.products import Products
 from unmask.storage import Store
@@ -171,6 +174,19 @@ def test_a_batch_is_the_same_whoever_makes_it(plain: Catalogue, blended: bool) -
     # In batches of another size too.
     whole = made.batch(keys)
     assert torch.equal(whole.pixels, torch.cat([batch.pixels for batch in alone]))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_loader_that_is_killed_is_a_sentence(plain: Catalogue) -> None:
+    made = samples(plain, configured())
+    keys = [[Key(0, n, n % 4)] for n in range(400)]
+    found = batches(made, keys, workers=2)
+    next(found)
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+    with pytest.raises(TrainingError, match="a process that loads data was killed") as lost:
+        for _ in found:
+            pass
+    assert "\n" not in lost.value.message
 
 
 def test_places_epochs_and_seeds_have_random_numbers_of_their_own(plain: Catalogue) -> None:
