@@ -313,7 +313,10 @@ def _seen(note: FrameNote, faces: pa.Table) -> Faces | Reason:
     if note.reason is not None:
         return note.reason
     return Faces(
-        _array(faces, "box", 4), np.asarray(faces["probability"], np.float32), _array(faces, "landmarks", 5, 2)
+        _array(faces, "box", 4),
+        np.asarray(faces["probability"], np.float32),
+        _array(faces, "landmarks", 5, 2),
+        np.asarray(faces["sharpness"], np.float32),
     )
 
 

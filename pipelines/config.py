@@ -41,7 +41,7 @@ DEFAULT_BATCH_MB = 64
 """Frames that travel together: large enough to give each block seconds of work, small enough for any object store."""
 
 # Of the format of the output. Outputs of another are not continued.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from unmask.follow import Follower
 from unmask.mtcnn import MTCNN
 from unmask.picture import RgbConverter
 from unmask.planes import Planes
+from unmask.quality import sharpness_of
 from unmask.records import Faces, Frame
 from unmask.tracks import reason_not_to_look
 from unmask.transforms import Preprocessing, resize
@@ -136,6 +137,7 @@ class Detector:
                 box_4=box_4,
                 landmarks_K2=landmarks_K2,
                 probability=float(faces.probabilities_N[rank]),
+                sharpness=sharpness_of(frame.image_HWC, box_4),
                 transform_23=transform_23,
                 width=width,
                 height=height,

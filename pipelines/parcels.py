@@ -78,6 +78,8 @@ class FaceRecord:
     box_4: NDArray[np.float32]
     landmarks_K2: NDArray[np.float32]
     probability: float
+    sharpness: float
+    """In [0, 1], see `unmask.quality`."""
     transform_23: NDArray[np.float32]
     width: int
     height: int

@@ -71,7 +71,8 @@ class EmbeddedFrame:
     Args:
         pts_s: Presentation time.
         index: Position in presentation order in the whole video.
-        seen: Its faces, most probable first, or why it was not searched for any; see `reason_not_to_look`.
+        seen: Its faces, most probable first, as `unmask.quality.measured` gives them; or why it was not searched for
+            any, see `reason_not_to_look`.
         features_ND: float32 (N, D), the backbone's answer for each of the faces. The rows of faces that
             `unmask.tally.usable_rows` leaves out are not read. May be left out where there is no face.
         is_corrupt: The decoder reported damage: its faces, if any, are not scored.

@@ -28,8 +28,9 @@ _UNIT = re.compile(r"r(\d+)-(\d+)\.(\d+)-(\d+)\.(\d+)-(\d+)\.arrow")
 _NEWS = re.compile(r"r(\d+)-news-(\d+)-(\d+)\.json")
 # Columns of FACES that are known before tracks are joined and crops are packed.
 _KNOWN = (
-    "frame face pts_s box landmarks probability is_corrupt crop_transform crop_landmarks crop_width crop_height".split()
-)
+    "frame face pts_s box landmarks probability sharpness is_corrupt crop_transform crop_landmarks crop_width "
+    "crop_height"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,7 @@ def _columns(faces: Sequence[FaceRecord]) -> list[list[Any]]:
             face.box_4.ravel(),
             face.landmarks_K2.ravel(),
             face.probability,
+            face.sharpness,
             face.is_corrupt,
             face.transform_23.ravel(),
             _in_crop(face),

@@ -132,6 +132,9 @@ class Samples:
         self.strategy, self.blend, self.seed = strategy, blend, seed
         self.features = features
         self.length = config.model.window if config.model.head == "temporal" else 1
+        # Where frames stand for those of videos, photographs are filmed too: else a network that sees few of them, and
+        # little of what a blend leaves, learns them by heart.
+        self._is_for_video = strategy is not None and "video" in strategy.name
 
     def batch(self, keys: Sequence[Key]) -> Batch:
         """The batch of some keys.
@@ -179,7 +182,7 @@ class Samples:
         rng = np.random.default_rng(self._seeds(key, _CLIP))
         faces = self._clip(self.pool.faces[unit], rng)
         film, frames = None, len(faces)
-        if self.blend is not None and self.length > 1 and len(faces) == 1:
+        if self.blend is not None and len(faces) == 1 and (self.length > 1 or self._is_for_video):
             # A photograph. Half of the clips are shorter, as windows are where a track begins.
             film = Film.draw(np.random.default_rng(self._seeds(key, _FILM)))
             frames = self.length if rng.random() < _FULL else int(rng.integers(1, self.length + 1))

@@ -8,7 +8,7 @@ the same size.
 Axes: B samples, T frames of a clip (1 for frames), M valid frames of a batch, H rows, W columns, D features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from train.config import DistillConfig, InputConfig, LossConfig, TrainConfig
 from train.ensemble import Ensemble, Member
 from unmask.checkpoints import Description
 from unmask.errors import UsageError
+from unmask.provenance import USED, has_digests
 from unmask.transforms import Preprocessing, normalised
 
 __all__ = ["Said", "Teachers", "distilled", "similarity", "soft_loss"]
@@ -90,6 +91,11 @@ class Teachers:
             likeness = torch.stack([w * similarity(features_MD, each) for w, each in pairs]).sum()
             loss = loss + config.similarity * likeness
         return loss
+
+    def used(self) -> list[Mapping[str, Any]]:
+        """Whom they were made from, as digests: the student knows them through them."""
+        provenances = (member.description.provenance for member in self.ensemble.members)
+        return [p[USED] for p in provenances if has_digests(p)]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Who they are, for the student's provenance."""
@@ -168,20 +174,17 @@ def distilled(config: TrainConfig, teachers: Sequence[str], student: str | None)
         UsageError: The first teacher was trained by no recipe of this version of Unmask.
         ModelError: It cannot be had, or is no detector of faces in pictures.
     """
-    from unmask.presets import resolve
-
-    first = Ensemble.load(teachers[:1]).members[0].description if teachers[0].endswith(".json") else None
-    description = first or resolve(teachers[0].rpartition(":")[0] or teachers[0])[1]
+    description = Ensemble.load(teachers[:1]).members[0].description
     description.check_detects()
     learnt = _learnt(description, teachers[0])
     finds = description.config.pyramid and learnt.data.draw == "selfblend"
-    model = replace(
-        description.config, backbone=student or config.model.backbone, drop_path=0.0, pyramid=finds
-    )  # fmt: skip
+    head = "frame" if description.config.head == "mobilenet" else description.config.head
+    backbone = student or config.model.backbone
+    model = replace(description.config, backbone=backbone, head=head, drop_path=0.0, pyramid=finds)
     given = description.preprocessing
     return replace(
         config,
-        model=model if model.head != "mobilenet" else replace(model, head="frame"),
+        model=model,
         input=InputConfig(size_px=given.size_HW[0], margin=given.margin, fit=given.fit, align=given.align),
         data=replace(learnt.data, cached_features=False),
         augment=replace(learnt.augment, compare=False),

@@ -16,7 +16,7 @@ from unmask import __version__
 from unmask.calibration import Calibration
 from unmask.checkpoints import Description, save
 from unmask.errors import UsageError
-from unmask.provenance import USED, used_digests
+from unmask.provenance import USED, joined, used_digests
 from unmask.scoring import AGGREGATIONS, ScoringOptions
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _logits(calibration: Calibration, score_N: NDArray[np.float64]) -> NDArray[n
 
 def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -> None:
     """Write the checkpoint of the epoch that validation likes best so far."""
-    config, material = training.config, training.material
+    config, material, teachers = training.config, training.material, training.teachers
     is_mos = config.model.task == "mos"
     splits = {
         name: [material.catalogue.videos[n].about for n in getattr(material.splits, name)] for name in ("train", "val")
@@ -92,8 +92,8 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
             "mos_by_method": _lookup(training) if is_mos else {},
             "date": dt.datetime.now(dt.UTC).date().isoformat(),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "timm")},
-            USED: used_digests(splits),
-            **({} if training.teachers is None else {"teachers": training.teachers.to_json()}),
+            USED: joined([used_digests(splits), *([] if teachers is None else teachers.used())]),
+            **({} if teachers is None else {"teachers": teachers.to_json()}),
         },
     )
     with TemporaryDirectory() as scratch:

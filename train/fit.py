@@ -20,6 +20,7 @@ from unmask.errors import UsageError
 from unmask.inputs import without_password
 
 if TYPE_CHECKING:
+    from train.config import TrainConfig
     from train.project import Project
 
 __all__ = ["app", "main", "train"]
@@ -37,6 +38,13 @@ def train(
     out: Annotated[str | None, typer.Option("--out", help="Where the model goes: a folder or a bucket.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a field of the recipe; see --show.")
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", metavar="CKPT[,CKPT...]", help="Whom the recipe distill learns from."),
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option("--student", metavar="NAME", help="A timm backbone for the recipe distill.")
     ] = None,
     workers: Annotated[
         int | None,
@@ -70,7 +78,7 @@ def train(
     from train.config import overridden
     from train.recipes import recipe as recipe_named
 
-    config = overridden(recipe_named(recipe), settings or [])
+    config = overridden(_taught(recipe_named(recipe), teacher, student, must=not show), settings or [])
     if config.weights is not None:
         config = replace(config, weights=_weights(config.weights))
     if show:
@@ -98,6 +106,26 @@ def train(
     if evaluate:
         _evaluate(project, device)
     return None
+
+
+def _taught(config: "TrainConfig", teacher: list[str] | None, student: str | None, *, must: bool) -> "TrainConfig":
+    """A recipe with the teachers and the student that were named."""
+    names = [_absolute_model(name) for given in teacher or [] for name in given.split(",") if name]
+    if config.recipe != "distill" and (names or student):
+        raise UsageError("--teacher and --student go with --recipe distill; --set model.backbone=NAME with any")
+    if config.recipe == "distill" and must and not names:
+        raise UsageError("give --teacher CKPT, the model that the student shall learn from")
+    if not names:
+        return config if student is None else replace(config, model=replace(config.model, backbone=student))
+    from train.distill import distilled
+
+    return distilled(config, names, student)
+
+
+def _absolute_model(name: str) -> str:
+    """A checkpoint's path as workers find it; names of models as they are."""
+    is_file = any(part and Path(part).exists() for part in (name, name.rpartition(":")[0]))
+    return _absolute(name) if is_file else name
 
 
 def _train(

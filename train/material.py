@@ -59,7 +59,7 @@ class Material:
                 pool_of(catalogue, videos, config, name),
                 config,
                 preprocessing,
-                strategy=strategy_of(config, preprocessing, trains=name == "train"),
+                strategy=_strategy_of(config, preprocessing, trains=name == "train"),
                 blend=blend,
                 seed=seed if name == "train" else 0,
                 features=None if kept is None else kept.features_ND,
@@ -76,7 +76,7 @@ class Material:
         )
 
 
-def strategy_of(config: TrainConfig, preprocessing: Preprocessing, *, trains: bool) -> Strategy | None:
+def _strategy_of(config: TrainConfig, preprocessing: Preprocessing, *, trains: bool) -> Strategy | None:
     """What is done to crops. In validation nothing, but where training is for shared videos: they stay such."""
     name = config.augment.strategy
     if not trains:

@@ -6,7 +6,7 @@ plots/                    histories of all models: loss.png, auc.png, rate.png
 model.safetensors         the best of them
 ensemble.json             all of them, where there are several seeds; `unmask evaluate --model` takes it
 summary.json              what was chosen, and why
-evaluation/               on people whom none of them has seen
+evaluation/               on people whom none of them has seen; distill.json: a student beside its teachers
 """
 
 import json
@@ -102,6 +102,8 @@ class Project:
         Raises:
             UsageError: There are none; the model is there all the same.
         """
+        if self.config.distill.teachers:
+            self._compare(device)
         if self.config.data.draw == "selfblend":
             return self._evaluate_blends(device)
         from train.evaluate import show_evaluation, write_evaluation
@@ -113,6 +115,15 @@ class Project:
             place = run_folder(self.store.uri, EVALUATION)
             show_evaluation(write_evaluation([str(model)], list(self.data), place, "unseen", device, Examination()))
         return None
+
+    def _compare(self, device: str) -> None:
+        """Student and teachers beside each other."""
+        from train.comparison import compare, show_comparison
+        from unmask.devices import select_device
+
+        with TemporaryDirectory() as scratch:
+            model = str(self._local(MODEL, Path(scratch)))
+            show_comparison(compare(model, self.config, self.data, self.store, select_device(device)))
 
     def _local(self, name: str, scratch: Path) -> Path:
         """A file of the training on this machine; of an ensemble, with its members."""

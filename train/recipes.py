@@ -129,7 +129,7 @@ def selfblend() -> TrainConfig:
 
 
 def selfblend_video() -> TrainConfig:
-    """`selfblend` for shared videos: then scaled down, noisy and encoded as H.264; hard negatives among the reals.
+    """`selfblend` for shared videos: filmed, scaled down, noisy, encoded as H.264; hard negatives among the reals.
 
     It goes on from what `selfblend` made (`--set weights=FILE`): learnt from the beginning under compression, the same
     takes three times as long. `selfblend-clips` takes its weights in turn.

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from unmask.album import Album
+from unmask.card import card_json
 from unmask.checkpoints import Description
 from unmask.detection import SCORING_THRESHOLDS
 from unmask.devices import select_device
@@ -68,7 +69,7 @@ class Analysis:
         return ReportEntry(
             score=self.score,
             tracks=self.tracks,
-            model_card={k: v for k, v in self.description.to_json().items() if k not in said},
+            model_card={k: v for k, v in card_json(self.description).items() if k not in said},
             abstain=self.description.calibration.band,
             decides=self.deciding_track_id,
         )

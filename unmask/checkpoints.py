@@ -67,8 +67,14 @@ class Description:
         """See that the model tells fakes from real faces, and nothing else.
 
         Raises:
-            ModelError: It predicts opinion scores.
+            ModelError: It predicts opinion scores, or wants depth maps beside the pictures.
         """
+        if self.config.head == "fusion":
+            raise ModelError(
+                Reason.BAD_OPTION,
+                f"{self.name} judges faces with their depth maps, and here are pictures alone: take another model, or "
+                "see what it says with unmask evaluate",
+            )
         if self.config.task != "detection":
             raise ModelError(
                 Reason.BAD_OPTION,

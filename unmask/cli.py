@@ -18,6 +18,7 @@ from rich.table import Table
 
 from unmask import __version__
 from unmask.console import (
+    INTERRUPTED,
     SOME_FAILED,
     Aggregation,
     AsJson,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from unmask.plan import Sampling
     from unmask.records import VideoScore
 
-__all__ = ["app", "evaluate", "faces", "main", "preprocess", "probe", "score", "train"]
+__all__ = ["app", "evaluate", "faces", "live", "main", "model_card", "preprocess", "probe", "score", "serve", "train"]
 
 # Commands of the rooms read their own options.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -230,6 +231,14 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_PASSED_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """Score live streams, webcams and uploads on Ray Serve, with an API and a page to watch them."""
+    from serve.command import main as run_serve
+
+    run_serve(context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Say how good a model is on preprocessed videos that it has not seen: one page, one JSON file."""
     from train.evaluate import main as run_evaluate
@@ -256,6 +265,86 @@ def probe(
     for name, value in info.items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
     out_console.print(table)
+
+
+@app.command()
+@civil
+def live(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="rtsp(s):// or http(s):// (HLS too), a webcam (/dev/video0), or a file."),
+    ],
+    as_json: AsJson = False,
+    fps: Annotated[float, typer.Option("--fps", help="Frames a second that are scored; 0: all of them.")] = 5.0,
+    duration: Annotated[float | None, typer.Option("--duration", help="End after so many seconds.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A checkpoint's path, a preset, or a timm backbone.")
+    ] = None,
+    aggregation: Aggregation = "confident",
+    transport: Annotated[str, typer.Option("--transport", help="How RTSP's packets travel: tcp or udp.")] = "tcp",
+    ca_file: Annotated[
+        Path | None, typer.Option("--ca-file", help="Certificates to trust in place of the system's.")
+    ] = None,
+    open_timeout: Annotated[
+        float, typer.Option("--open-timeout", help="Give a source so many seconds to answer.")
+    ] = 5.0,
+    stall: Annotated[
+        float, typer.Option("--stall", help="Connect again to a source that is silent for so many seconds.")
+    ] = 2.0,
+    device: Device = "auto",
+) -> None:
+    """Score one live source as it plays: each face's score, gaps, and the account of all frames.
+
+    A source that is lost is connected to again, for as long as it takes; Ctrl-C ends it. With --json each event is a
+    line. Exit status: 0 at the end of the source or of --duration, 1 if the source cannot be opened or read, 2 for
+    wrong usage, 130 for Ctrl-C.
+    """
+    from unmask.streams import StreamOptions
+
+    if duration is not None and not 0 < duration < math.inf:
+        raise UsageError(f"--duration must be above 0 seconds; got {duration:g}.")
+    options = StreamOptions(
+        fps=fps or None,
+        open_timeout_s=open_timeout,
+        stall_s=stall,
+        retry="established",
+        transport=transport,  # type: ignore[arg-type]  # checked there
+        ca_file=ca_file,
+    )
+    from unmask.live_command import watch_live
+
+    ended = watch_live(
+        source,
+        options,
+        model=model,
+        device=device,
+        aggregation=aggregation,
+        duration_s=duration,
+        as_json=as_json,
+    )
+    if ended.message is not None:
+        say(ended.message)
+    if ended.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if ended.status == "failed":
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command(name="model-card")
+@civil
+def model_card(
+    model: Annotated[str, typer.Argument(help="A checkpoint's path, a preset, or a timm backbone.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a model is, what it was made from, how good it is, and what it must not be used for."""
+    from unmask.card import card_json, card_markdown
+    from unmask.presets import DEFAULT_MODEL, resolve
+
+    _, description = resolve(model or DEFAULT_MODEL)
+    if as_json:
+        print_json(card_json(description))
+    else:
+        out_console.print(card_markdown(description), end="", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -32,6 +32,21 @@ class Reason(StrEnum):
     HTTP_TIMEOUT = "http_timeout"
     HTTP_UNREACHABLE = "http_unreachable"
     TOO_LARGE = "too_large"
+    # A live source that cannot be opened, or was lost.
+    STREAM_AUTH_FAILED = "stream_auth_failed"
+    STREAM_TLS_CERTIFICATE = "stream_tls_certificate"
+    STREAM_TIMEOUT = "stream_timeout"
+    STREAM_NOT_FOUND = "stream_not_found"
+    STREAM_UNREACHABLE = "stream_unreachable"
+    STREAM_CODEC_UNSUPPORTED = "stream_codec_unsupported"
+    STREAM_DISCONNECTED = "stream_disconnected"
+    STREAM_STALLED = "stream_stalled"
+    MEDIA_UNREADABLE = "media_unreadable"
+    ADDRESS_REFUSED = "address_refused"
+    # Why a live stream's windows begin anew, where nothing is wrong with its source.
+    RESOLUTION_CHANGED = "resolution_changed"
+    MODEL_CHANGED = "model_changed"
+    SESSION_LOST = "session_lost"
     # A video that killed or blocked the process that decoded it, again and again.
     DECODER_CRASHED = "decoder_crashed"
     DECODER_HUNG = "decoder_hung"
@@ -45,6 +60,11 @@ class Reason(StrEnum):
     MISSING_FRAME = "missing_frame"
     FRAME_TOO_SMALL = "frame_too_small"
     FACE_TOO_SMALL = "face_too_small"
+    # A live frame that came too late, at the wrong time, or to a scorer that failed.
+    QUEUE_FULL = "queue_full"
+    STALE_FRAME = "stale_frame"
+    OUT_OF_ORDER = "out_of_order"
+    SCORER_FAILED = "scorer_failed"
     # Options and models.
     BAD_OPTION = "bad_option"
     UNKNOWN_MODEL = "unknown_model"

@@ -7,8 +7,8 @@ ONet was trained on such nearly right boxes; its answer is the box, the landmark
 Axes: N faces, K = 5 landmarks, H rows, W columns, C = 3 channels.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from unmask.errors import UsageError
 from unmask.mtcnn import MTCNN, Images
 from unmask.records import Faces
 
-__all__ = ["Follower", "follow"]
+__all__ = ["Find", "Follower", "follow", "follow_with"]
 
 Image = NDArray[np.uint8] | Tensor
+Find: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.float32] | None], Awaitable[Faces]]
+"""Looks at a frame uint8 (H, W, 3), wherever the detector runs: near the given boxes float32 (N, 4), with one answer a
+box in their order, as `MTCNN.refine`; or everywhere, as `MTCNN.search`."""
 
 # A followed face may be somewhat less sure than a found one, or faces at the threshold would come and go.
 _KEEP_ABOVE = 0.5
@@ -42,7 +45,7 @@ class Follower:
     """Follows the faces of one video or stream. Feed it every frame, in order.
 
     Args:
-        detector: The detector; many followers may share it.
+        detector: The detector; many followers may share it. None for `follow_with`, which is told how to look.
         search_every: Search at least every so many frames.
         search_every_s: And on the first frame that comes so long after the last search, so that a new face is missed
             for less; a jump in time by more also makes it search.
@@ -59,7 +62,7 @@ class Follower:
 
     def __init__(
         self,
-        detector: MTCNN,
+        detector: MTCNN | None,
         *,
         search_every: int = 15,
         search_every_s: float = 0.5,
@@ -141,6 +144,9 @@ class Follower:
         self._advance(old, speeds_N2, found, pts_s)
         self._searched_pts_s, self._frames, self._lost, self.searched = pts_s, 0, False, True
 
+    def _answer(self) -> Faces:
+        return _rows(self._faces, np.argsort(-self._faces.probabilities_N, kind="stable"))
+
     def _advance(self, old: Faces, speeds_N2: NDArray[np.float32], new: Faces, pts_s: float) -> None:
         if len(new) and 0 < pts_s - self._pts_s < np.inf:
             step_N2 = (new.boxes_N4 - old.boxes_N4).reshape(-1, 2, 2).mean(1) / (pts_s - self._pts_s)
@@ -170,6 +176,7 @@ def follow(followers: Sequence[Follower], images: Images, pts_s: Sequence[float]
     if not followers:
         return []
     detector = followers[0].detector
+    assert detector is not None, "these followers are told how to look"
     search = [f._must_search(image, t) for f, image, t in zip(followers, images, pts_s, strict=True)]
     known = [i for i, f in enumerate(followers) if not search[i]]
     answers = detector.refine([images[i] for i in known], [followers[i]._predicted(pts_s[i]) for i in known])
@@ -179,7 +186,28 @@ def follow(followers: Sequence[Follower], images: Images, pts_s: Sequence[float]
     found = detector.search([images[i] for i in chosen], scale=followers[0].scale)
     for i, faces in zip(chosen, found, strict=True):
         followers[i]._found(faces, pts_s[i])
-    return [_rows(f._faces, np.argsort(-f._faces.probabilities_N, kind="stable")) for f in followers]
+    return [f._answer() for f in followers]
+
+
+async def follow_with(follower: Follower, image_HWC: NDArray[np.uint8], pts_s: float, find: Find) -> Faces:
+    """The next frame of one stream, where the detector is elsewhere. The same answers as `follow`.
+
+    Args:
+        follower: The stream's.
+        image_HWC: RGB, uint8 (H, W, 3).
+        pts_s: Its presentation time in seconds, above that of the frame before.
+        find: Looks; called once, or twice where a followed face got lost.
+
+    Returns:
+        The faces, most probable first.
+    """
+    if not follower._must_search(image_HWC, pts_s):
+        near_N4 = follower._predicted(pts_s)
+        answer = await find(image_HWC, near_N4) if len(near_N4) else Faces.none()
+        if not follower._followed(answer, pts_s):
+            return follower._answer()
+    follower._found(await find(image_HWC, None), pts_s)
+    return follower._answer()
 
 
 def _thumbnail(image: Image) -> NDArray[np.int16]:

@@ -7,13 +7,14 @@ Heads (a positive logit speaks for a manipulation):
     temporal    mean and unbiased std over a clip's valid frames, dropout, 512, 256, 64, 1 (S0, DFGC-VRA 2023)
     l2          Linear(D, 1) on features of unit length (Yermakov et al. 2025, "Deepfake Detection that Generalizes
                 Across Benchmarks"): no fixed scale, the length of the weights is learned
+    fusion      RGB and depth of a clip with cross-attention, see `unmask.fusion`; one backbone sees both (S4)
 
 Axes: N crops or frames, B clips, T frames of a clip, D features, S = 2 D statistics, H rows, W columns.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -23,12 +24,13 @@ from torch import Tensor, nn
 
 from unmask.backbones import create_backbone, load_weights
 from unmask.errors import ModelError, Reason, UsageError
+from unmask.fusion import FusionConfig, FusionHead
 from unmask.pyramid import Pyramid
 from unmask.window import mean_std
 
 __all__ = ["ForgeryModel", "Head", "ModelConfig", "Task", "build"]
 
-Head = Literal["frame", "mobilenet", "temporal", "l2"]
+Head = Literal["frame", "mobilenet", "temporal", "l2", "fusion"]
 Task = Literal["detection", "mos"]
 
 _HIDDEN = (512, 256, 64)
@@ -55,21 +57,28 @@ class ModelConfig:
     drop_path: float = 0.0
     """Rate of stochastic depth in the backbone, in training."""
     window: int = 16
-    """T, the frames of a clip (temporal head)."""
+    """T, the frames of a clip (temporal and fusion heads)."""
     pyramid: bool = False
-    """Judge by the maps of three stages rather than by the last features; see `unmask.pyramid`. Not with mobilenet."""
+    """Judge by the maps of three stages rather than by the last features; see `unmask.pyramid`. Not with mobilenet or
+    fusion."""
     task: Task = "detection"
     """What the output is: a logit for a manipulation, or the mean opinion score of a fake's quality (S0)."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """Of the fusion head; its dropout is `dropout`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.backbone, str) or not self.backbone:
             raise UsageError(f"backbone is the name of a timm model; got {self.backbone!r}")
         if self.head not in get_args(Head):
             raise UsageError(f"head is one of {', '.join(get_args(Head))}; got {self.head!r}")
-        if type(self.pyramid) is not bool or (self.pyramid and self.head == "mobilenet"):
-            raise UsageError(f"pyramid is true or false, and true with every head but mobilenet; got {self.pyramid!r}")
-        if self.task not in get_args(Task):
-            raise UsageError(f"task is one of {', '.join(get_args(Task))}; got {self.task!r}")
+        if type(self.pyramid) is not bool or (self.pyramid and self.head in ("mobilenet", "fusion")):
+            raise UsageError(f"pyramid is true or false, and false with mobilenet and fusion; got {self.pyramid!r}")
+        if self.task not in get_args(Task) or (self.task == "mos" and self.head == "fusion"):
+            raise UsageError(
+                f"task is one of {', '.join(get_args(Task))}, and detection with fusion; got {self.task!r}"
+            )
+        if not isinstance(self.fusion, FusionConfig):
+            raise UsageError(f"fusion is a group of fields; got {self.fusion!r}")
         if self.head == "mobilenet" and not self.backbone.startswith(_MOBILENET):
             raise UsageError(f"the mobilenet head belongs to {_MOBILENET}* backbones: give {self.backbone} head=frame")
         rates = (self.dropout, self.drop_path)
@@ -78,9 +87,15 @@ class ModelConfig:
         if type(self.window) is not int or not 1 <= self.window <= _LONGEST_WINDOW:
             raise UsageError(f"window is a number of frames, 1 to {_LONGEST_WINDOW}; got {self.window}")
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether it judges clips of `window` frames rather than frames."""
+        return self.head in ("temporal", "fusion")
+
     def to_json(self) -> dict[str, Any]:
-        """A plain dict, ready for `json.dumps`."""
-        return asdict(self)
+        """A plain dict, ready for `json.dumps`. Without `fusion` where the head is another: digests of old stand."""
+        plain = asdict(self)
+        return plain if self.head == "fusion" else {k: v for k, v in plain.items() if k != "fusion"}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
@@ -90,7 +105,8 @@ class ModelConfig:
             UsageError: A field is missing, unknown or out of range.
         """
         try:
-            return cls(**plain)
+            inner = {"fusion": FusionConfig(**plain["fusion"])} if "fusion" in plain else {}
+            return cls(**{**plain, **inner})
         except TypeError as error:
             raise UsageError(f"not a description of a model: {error}") from error
 
@@ -108,18 +124,35 @@ class ForgeryModel(nn.Module):
         super().__init__()
         self.config, self.dim = config, dim
         self.backbone = backbone
-        self.head = _temporal_head(dim, config.dropout) if self.is_temporal else _LinearHead(dim, config)
+        self.head = _head(dim, config)
         self._frozen = False
 
     @property
     def is_temporal(self) -> bool:
         """Whether it judges clips (`clip_logits`) or frames (`frame_logits`)."""
-        return self.config.head == "temporal"
+        return self.config.takes_clips
 
     def features(self, crops_N3HW: Tensor) -> Tensor:
-        """Pooled features (N, D) of normalised crops (N, 3, H, W)."""
-        features_ND: Tensor = self.backbone(crops_N3HW)
-        return self._checked(features_ND, len(crops_N3HW))
+        """Pooled features (N, D) of normalised crops (N, 3, H, W).
+
+        Raises:
+            ModelError: The model judges crops with their depth: see `fused_features`.
+        """
+        if self.config.head == "fusion":
+            raise ModelError(
+                Reason.BAD_OPTION,
+                "a model with the fusion head judges faces with their depth maps, and here are pictures alone: take "
+                "another model, or unmask evaluate",
+            )
+        return self._pooled(crops_N3HW)
+
+    def fused_features(self, crops_N3HW: Tensor, depths_N3HW: Tensor) -> Tensor:
+        """Features (N, 2 D), for a fusion head, of normalised crops and of their depth maps in three channels."""
+        return torch.cat([self._pooled(crops_N3HW), self._pooled(depths_N3HW)], 1)
+
+    def _pooled(self, images_N3HW: Tensor) -> Tensor:
+        features_ND: Tensor = self.backbone(images_N3HW)
+        return self._checked(features_ND, len(images_N3HW))
 
     def located(self, crops_N3HW: Tensor) -> tuple[Tensor, Tensor]:
         """`features`, and logits (N, h, w) for what each place was blended in, from a model with a pyramid."""
@@ -143,21 +176,25 @@ class ForgeryModel(nn.Module):
         return logits_N1[:, 0]
 
     def clip_logits(self, features_BTD: Tensor, valid_BT: Tensor) -> Tensor:
-        """Logits (B,) of clips, from a temporal model.
+        """Logits (B,) of clips, from a temporal model or one with a fusion head (the second class over the first).
 
         A clip without a valid frame gets exactly 0, through which no gradient flows: it is no evidence. Finite
         features of valid frames give finite logits and gradients, for one frame too.
 
         Args:
-            features_BTD: (B, T, D).
+            features_BTD: (B, T, D); (B, T, 2 D) for a fusion head.
             valid_BT: bool (B, T): which frames count.
         """
-        logits_B = self.window_logits(mean_std(features_BTD, valid_BT))
+        if self.config.head == "fusion":
+            classes_B2: Tensor = self.head(features_BTD, valid_BT)
+            logits_B = classes_B2[:, 1] - classes_B2[:, 0]
+        else:
+            logits_B = self.window_logits(mean_std(features_BTD, valid_BT))
         return torch.where(valid_BT.any(1), logits_B, 0.0)
 
     def window_logits(self, statistics_BS: Tensor) -> Tensor:
         """Logits (B,) of windows, from their statistics (B, 2 D) as `unmask.window` gives them."""
-        assert self.is_temporal, "this model judges frames"
+        assert self.config.head == "temporal", "this model judges no statistics"
         logits_B1: Tensor = self.head(statistics_BS)
         return logits_B1[:, 0]
 
@@ -207,6 +244,12 @@ class _LinearHead(nn.Module):
             features_ND = F.normalize(features_ND, dim=-1)
         logits_N1: Tensor = self.fc(self.dropout(features_ND))
         return logits_N1
+
+
+def _head(dim: int, config: ModelConfig) -> nn.Module:
+    if config.head == "fusion":
+        return FusionHead(dim, config.fusion, config.dropout)
+    return _temporal_head(dim, config.dropout) if config.head == "temporal" else _LinearHead(dim, config)
 
 
 def _temporal_head(dim: int, dropout: float) -> nn.Sequential:

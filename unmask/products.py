@@ -57,6 +57,7 @@ FACES = pa.schema(
         pa.field("box", pa.list_(pa.float32(), 4), nullable=False),  # x1, y1, x2, y2 in pixels of the frame
         pa.field("landmarks", pa.list_(pa.float32(), 10), nullable=False),  # x, y of five points, pixels of the frame
         pa.field("probability", pa.float32(), nullable=False),
+        pa.field("sharpness", pa.float32()),  # 0 to 1, see unmask.quality; null where it is not known
         pa.field("track", pa.int32()),  # null in a damaged frame
         pa.field("after_gap", pa.bool_(), nullable=False),
         pa.field("is_corrupt", pa.bool_(), nullable=False),

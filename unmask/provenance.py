@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unmask.errors import UsageError
 from unmask.manifest import Video
 
-__all__ = ["USED", "Overlap", "has_digests", "overlap", "used_digests", "used_for"]
+__all__ = ["USED", "Overlap", "has_digests", "joined", "overlap", "used_digests", "used_for"]
 
 USED = "used"
 """The key in a checkpoint's provenance."""
@@ -68,6 +68,24 @@ def used_digests(splits: Mapping[str, Iterable[Video]]) -> dict[str, dict[str, A
             "people_digests": _packed(people),
             "name_digests": _packed({_bare(video.video) for video in listed}),
         }
+    return found
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What several models were made from, as one: a student has seen through its teachers what they have seen.
+
+    Args:
+        parts: As `used_digests` gives them. Numbers are those of the first, digests are those of all.
+
+    Raises:
+        UsageError: Digests are damaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for split in dict.fromkeys(split for part in parts for split in part):
+        own = [part[split] for part in parts if split in part]
+        kinds = ("video_digests", "people_digests", "name_digests")
+        digests = {kind: set().union(*(_unpacked(each, kind) for each in own)) for kind in kinds}
+        found[split] = {**own[0], **{kind: _encoded(each) for kind, each in digests.items()}}
     return found
 
 
@@ -144,8 +162,11 @@ def _digest(name: str) -> int:
 
 
 def _packed(names: set[str]) -> str:
-    digests = np.sort(np.array([_digest(name) for name in names], "<u8"))
-    return base64.b64encode(digests.tobytes()).decode("ascii")
+    return _encoded({_digest(name) for name in names})
+
+
+def _encoded(digests: set[int]) -> str:
+    return base64.b64encode(np.array(sorted(digests), "<u8").tobytes()).decode("ascii")
 
 
 def _unpacked(digests: Any, name: str) -> set[int]:

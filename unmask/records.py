@@ -18,6 +18,7 @@ from unmask.errors import Reason
 
 __all__ = [
     "ErrorInfo",
+    "FaceQuality",
     "FaceScore",
     "Faces",
     "Frame",
@@ -88,17 +89,22 @@ class Faces:
         boxes_N4: float32 (N, 4): x1, y1, x2, y2 in pixels of the frame. May reach outside it.
         probabilities_N: float32 (N,) in [0, 1].
         landmarks_NK2: float32 (N, 5, 2): x, y in pixels of the frame.
+        sharpness_N: float32 (N,) in [0, 1], see `unmask.quality.sharpness_of`; NaN where it is not known, None where
+            nobody measured it.
     """
 
     boxes_N4: NDArray[np.float32]
     probabilities_N: NDArray[np.float32]
     landmarks_NK2: NDArray[np.float32]
+    sharpness_N: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.probabilities_N)
         shapes = (self.boxes_N4.shape, self.probabilities_N.shape, self.landmarks_NK2.shape)
         if shapes != ((n, 4), (n,), (n, 5, 2)):
             raise ValueError(f"faces have shapes (N, 4), (N,), (N, 5, 2); got {shapes}")
+        if self.sharpness_N is not None and self.sharpness_N.shape != (n,):
+            raise ValueError(f"{n} faces have {n} values of sharpness; got shape {self.sharpness_N.shape}")
 
     def __len__(self) -> int:
         return len(self.probabilities_N)
@@ -138,13 +144,37 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class FaceQuality:
+    """How well a face can be seen, in one frame or in the median over a track; `unmask.quality` measures it.
+
+    Args:
+        side_px: Shorter side of its box in pixels of the frame.
+        sharpness: In [0, 1]: some 0.57 to 0.71 in a sharp portrait, 0.25 where the face's detail is gone; None where
+            nobody measured it.
+        yaw_deg: How far it is turned to the left or right, in degrees, 0 or more; 0 is frontal.
+        pitch_deg: How far it looks up or down.
+        roll_deg: How far it is tilted in the picture.
+    """
+
+    side_px: float
+    sharpness: float | None
+    yaw_deg: float
+    pitch_deg: float
+    roll_deg: float
+
+
+@dataclass(frozen=True, slots=True)
 class FaceScore:
-    """One tracked face: its score in [0, 1] and the standard deviation of that score over its windows."""
+    """One tracked face: its score in [0, 1] and the standard deviation of that score over its windows.
+
+    `quality` is the median over its scored frames; None where that is not known.
+    """
 
     track_id: int
     score: float
     uncertainty: float
     segments: tuple[Segment, ...]
+    quality: FaceQuality | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Axes: T scores in the order of time. Scores are probabilities of manipulation in [0, 1].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from unmask.calibration import Calibration
 from unmask.errors import UsageError
-from unmask.records import FaceScore, Segment, Verdict
+from unmask.quality import typical
+from unmask.records import FaceQuality, FaceScore, Segment, Verdict
 
 __all__ = ["AGGREGATIONS", "Judgement", "ScoringOptions", "TrackScores", "confident", "deciding_track", "judge"]
 
@@ -62,6 +63,20 @@ class ScoringOptions:
     """A larger standard deviation over the windows of the deciding track makes the verdict inconclusive."""
     max_damaged: float = 0.5
     """A larger share of damaged or missing frames makes the verdict inconclusive."""
+    min_median_face_px: int = 48
+    """A smaller face, in the median over the deciding track, makes the verdict inconclusive. Networks
+    see it enlarged three to four times; faces of ordinary video measure 70 px and more."""
+    min_sharpness: float = 0.25
+    """Less sharpness (`unmask.quality.sharpness_of`) makes it inconclusive. Of 60 sharp portraits (0.57 and more), none
+    falls below if blurred by a Gaussian of 1.5% of the face's side, nearly all by one of 2.5%: the detail of a face of
+    20 px. Faces of ordinary compressed video: 0.38 and more."""
+    max_yaw_deg: float = 50.0
+    """A face turned further to the side makes it inconclusive. What measures 50 degrees is turned by 60 or more: in a
+    profile, landmarks are guesses. Ordinary video: medians up to 44."""
+    max_pitch_deg: float = 40.0
+    """A face that looks further up or down makes it inconclusive. A broad smile alone measures up to 33."""
+    max_roll_deg: float = 45.0
+    """A face that is tilted further makes it inconclusive: beyond it, MTCNN misses faces and misplaces landmarks."""
 
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
@@ -69,6 +84,10 @@ class ScoringOptions:
             raise UsageError(f"--aggregation {self.aggregation!r} is unknown; choose one of {known}.")
         if self.min_face_px < 1 or self.min_track_frames < 1:
             raise UsageError("The smallest face and the shortest track must be at least 1.")
+        if self.min_median_face_px < 0 or not 0.0 <= self.min_sharpness <= 1.0:
+            raise UsageError("The least median face must be 0 px or more, and the least sharpness from 0 to 1.")
+        if not all(0.0 < angle <= 180.0 for angle in (self.max_yaw_deg, self.max_pitch_deg, self.max_roll_deg)):
+            raise UsageError("The largest yaw, pitch and roll must be above 0 and at most 180 degrees.")
 
 
 @dataclass(slots=True)
@@ -85,12 +104,20 @@ class TrackScores:
     window_scores: list[float] = field(default_factory=list)
     window_lengths: list[int] = field(default_factory=list)
     segment_starts: list[int] = field(default_factory=list)
+    qualities: list[FaceQuality] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pts_s)
 
     def add(
-        self, pts_s: float, frame_score: float, window_score: float, window_length: int, *, after_gap: bool
+        self,
+        pts_s: float,
+        frame_score: float,
+        window_score: float,
+        window_length: int,
+        *,
+        after_gap: bool,
+        quality: FaceQuality,
     ) -> None:
         """Add the next frame.
 
@@ -100,6 +127,7 @@ class TrackScores:
             window_score: In [0, 1], of the window that ends with this frame.
             window_length: Frames in that window.
             after_gap: Frames without this face lie before; a segment starts.
+            quality: How well the face can be seen in it.
         """
         if after_gap or not self.pts_s:
             self.segment_starts.append(len(self.pts_s))
@@ -107,6 +135,20 @@ class TrackScores:
         self.frame_scores.append(frame_score)
         self.window_scores.append(window_score)
         self.window_lengths.append(window_length)
+        self.qualities.append(quality)
+
+    def quality(self) -> FaceQuality:
+        """How well the face can be seen: the median over its frames."""
+        return typical(self.qualities)
+
+    def keep_last(self, count: int) -> None:
+        """Forget all but the last scores, for streams that never end."""
+        excess = len(self) - count
+        if excess > 0:
+            for column in (self.pts_s, self.frame_scores, self.window_scores, self.window_lengths):
+                del column[:excess]
+            del self.qualities[:excess]
+            self.segment_starts = sorted({max(start - excess, 0) for start in self.segment_starts})
 
     def uncertainty(self) -> float:
         """Standard deviation of the window scores, over windows at least half as long as the longest; in [0, 0.5]."""
@@ -129,7 +171,7 @@ class TrackScores:
             )
             for start, end in zip(self.segment_starts, ends, strict=True)
         )
-        return FaceScore(self.track_id, self.score(aggregation), self.uncertainty(), segments)
+        return FaceScore(self.track_id, self.score(aggregation), self.uncertainty(), segments, self.quality())
 
 
 def deciding_track(tracks: Sequence[TrackScores], options: ScoringOptions) -> TrackScores:
@@ -176,6 +218,7 @@ def judge(
         reasons.append(f"The windows disagree: their scores spread by {uncertainty:.2f}.")
     if damaged > options.max_damaged:
         reasons.append(f"{damaged:.0%} of the frames are damaged or missing.")
+    reasons += _hard_to_see(track.quality(), options)
     if low <= score < high:
         reasons.append(
             f"The score {score:.2f} lies in the band from {low:.2f} to {high:.2f} where the model is unsure."
@@ -183,3 +226,20 @@ def judge(
     if reasons:
         return Judgement(Verdict.INCONCLUSIVE, tuple(reasons))
     return Judgement(Verdict.MANIPULATED if score >= high else Verdict.AUTHENTIC, ())
+
+
+def _hard_to_see(face: FaceQuality, options: ScoringOptions) -> Iterator[str]:
+    """Why a face cannot be seen well enough to be judged, a sentence each."""
+    if face.side_px < options.min_median_face_px:
+        yield f"The face is small: {face.side_px:.0f} px across, where {options.min_median_face_px} px are needed."
+    if face.sharpness is not None and face.sharpness < options.min_sharpness:
+        least = options.min_sharpness
+        yield f"The face is blurred: its sharpness is {face.sharpness:.2f}, where {least:.2f} is needed."
+    if face.yaw_deg > options.max_yaw_deg:
+        most = options.max_yaw_deg
+        yield f"The face is turned {face.yaw_deg:.0f} degrees to the side, where {most:.0f} are the most."
+    if face.pitch_deg > options.max_pitch_deg:
+        most = options.max_pitch_deg
+        yield f"The face looks {face.pitch_deg:.0f} degrees up or down, where {most:.0f} are the most."
+    if face.roll_deg > options.max_roll_deg:
+        yield f"The face is tilted by {face.roll_deg:.0f} degrees, where {options.max_roll_deg:.0f} are the most."

@@ -19,7 +19,8 @@ from unmask.checkpoints import Description
 from unmask.errors import MediaError, Reason
 from unmask.faces import face_side_px
 from unmask.models import ForgeryModel
-from unmask.records import ErrorInfo, Faces, FrameCount, Status, Verdict, VideoInfo, VideoScore
+from unmask.quality import quality_of
+from unmask.records import ErrorInfo, FaceQuality, Faces, FrameCount, Status, Verdict, VideoInfo, VideoScore
 from unmask.scoring import ScoringOptions, TrackScores, deciding_track, judge
 from unmask.tracks import Sighting, TrackedFrame
 from unmask.window import RollingWindow
@@ -61,12 +62,14 @@ class Awaited:
         track_id: Whose face it is.
         pts_s: When it was seen.
         after_gap: Nothing of this face was scored in the frame before: no window spans that.
+        quality: How well it can be seen.
     """
 
     row: int
     track_id: int
     pts_s: float
     after_gap: bool
+    quality: FaceQuality
 
 
 class TrackTally:
@@ -93,12 +96,17 @@ class TrackTally:
         """The face was seen and cannot be scored: for its windows that is a gap."""
         self._interrupted = True
 
-    def expect(self, row: int, sighting: Sighting, pts_s: float) -> Awaited:
+    def expect(self, row: int, sighting: Sighting, pts_s: float, quality: FaceQuality) -> Awaited:
         """The face was seen, and its features will come."""
         # Two frames at one time do not make a window longer.
         after_gap = sighting.after_gap or self._interrupted or self._last_s >= pts_s
         self._last_s, self._interrupted = pts_s, False
-        return Awaited(row, sighting.track_id, pts_s, after_gap)
+        return Awaited(row, sighting.track_id, pts_s, after_gap, quality)
+
+    def keep_last(self, count: int) -> None:
+        """Forget all but the last scores, for streams that never end. The windows stay as they are."""
+        self.scores.keep_last(count)
+        del self.spreads[: max(0, len(self.spreads) - count)]
 
     def statistics(self, face: Awaited, feature_D: NDArray[np.float32]) -> NDArray[np.float32]:
         """Statistics (2 D,) of the features in the window that ends with this face (temporal models)."""
@@ -114,7 +122,7 @@ class TrackTally:
         window = self._recent.push(np.array([score]), face.pts_s)
         mean, spread = np.clip(window.statistics_S, 0.0, 1.0).tolist()
         window_score = score if self._features is not None else mean
-        self.scores.add(face.pts_s, score, window_score, window.frames, after_gap=face.after_gap)
+        self.scores.add(face.pts_s, score, window_score, window.frames, after_gap=face.after_gap, quality=face.quality)
         self.spreads.append(spread)
 
 
@@ -146,6 +154,10 @@ class Tally:
     def add(self, frame: TrackedFrame) -> list[Awaited]:
         """Count a frame.
 
+        Args:
+            frame: Its faces as `unmask.quality.measured` gives them; where nobody measured their sharpness, the result
+                says so.
+
         Returns:
             Those of its faces whose features are needed, most probable first.
         """
@@ -153,7 +165,8 @@ class Tally:
         awaited = []
         for row, sighting in enumerate(frame.sightings):
             if row in usable:
-                awaited.append(self._track(sighting.track_id).expect(row, sighting, frame.pts_s))
+                quality = quality_of(frame.faces, row)
+                awaited.append(self._track(sighting.track_id).expect(row, sighting, frame.pts_s, quality))
             elif sighting.track_id in self.tracks:
                 self.tracks[sighting.track_id].interrupt()
         self.received += 1
@@ -164,6 +177,15 @@ class Tally:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
         self._awaited += len(awaited)
         return awaited
+
+    @property
+    def frames(self) -> FrameCount:
+        """The account of the frames so far."""
+        return FrameCount(self.received, self._scored, dict(self._dropped))
+
+    def forget(self, track_id: int) -> TrackTally:
+        """Let a track go that will not come back, for streams that never end. Its frames stay in the account."""
+        return self.tracks.pop(track_id)
 
     def _track(self, track_id: int) -> TrackTally:
         if track_id not in self.tracks:
@@ -261,7 +283,7 @@ class Tally:
             verdict=judgement.verdict,
             score=deciding.score(options.aggregation),
             faces=tuple(sorted(faces, key=lambda face: (face.track_id != deciding.track_id, -face.score))),
-            warnings=(*judgement.reasons, *self._warnings(unseen)),
+            warnings=(*judgement.reasons, *self._warnings(unseen, deciding.quality())),
         )
 
     def failed(self, subject: Subject, error: MediaError) -> VideoScore:
@@ -303,16 +325,18 @@ class Tally:
             threshold=description.calibration.threshold,
             model=description.info(),
             media=subject.media,
-            frames=FrameCount(self.received, self._scored, dict(self._dropped)),
+            frames=self.frames,
             timings_s=subject.timings_s,
             **fields,
         )
 
-    def _warnings(self, unseen: int) -> Iterator[str]:
+    def _warnings(self, unseen: int, quality: FaceQuality) -> Iterator[str]:
         if self.description.trained and not self.description.calibration.fitted:
             yield "The model is not calibrated: its scores rank videos, but are no probabilities."
         if unseen:
             yield f"{unseen} of {self.received} frames are damaged or missing and were left out."
+        if quality.sharpness is None:
+            yield "Nobody measured how sharp the face is: a blurred one is not told from others."
 
 
 def _stacked(rows: list[NDArray[np.float32]]) -> torch.Tensor:

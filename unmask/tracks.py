@@ -91,13 +91,14 @@ class Tracker:
 
     Args:
         lost_after_s: How long a face may be away and keep its track.
+        first_id: Of the first track; above 1 where a stream goes on that began elsewhere.
     """
 
-    def __init__(self, lost_after_s: float = 1.0) -> None:
+    def __init__(self, lost_after_s: float = 1.0, *, first_id: int = 1) -> None:
         self._lost_after_s = lost_after_s
         self._live: list[_Live] = []
         self._frame = 0
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(first_id)
 
     def track(self, pts_s: float, index: int, seen: Faces | Reason, *, cut: bool = False) -> TrackedFrame:
         """Take the next frame that was wanted, whatever became of it.

@@ -13,6 +13,7 @@ from unmask.follow import Follower
 from unmask.mtcnn import MTCNN
 from unmask.plan import Sampling, is_dense
 from unmask.prefetch import prefetched
+from unmask.quality import measured
 from unmask.records import Faces, Frame
 from unmask.tracks import TrackedFrame, Tracker, reason_not_to_look
 from unmask.video import Missing, VideoReader
@@ -122,6 +123,8 @@ def _detect(batch: list[Frame | Missing], detector: MTCNN, workers: Workers, fol
 
 def _seen(item: Frame | Missing, faces: Faces, tracker: Tracker, *, cut: bool) -> Seen:
     reason = _reason_not_to_look(item)
-    tracked = tracker.track(item.pts_s, item.index, reason or faces, cut=cut)
     frame = item if isinstance(item, Frame) and reason is None else None
+    if frame is not None:
+        faces = measured(frame.image_HWC, faces)
+    tracked = tracker.track(item.pts_s, item.index, reason or faces, cut=cut)
     return Seen(tracked.pts_s, tracked.index, tracked.faces, tracked.sightings, tracked.reason, frame)

@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,6 +32,7 @@ from unmask.pages import jpeg_uri
 from unmask.plan import Sampling
 from unmask.records import (
     ErrorInfo,
+    FaceQuality,
     FaceScore,
     FrameCount,
     ModelInfo,
@@ -235,6 +237,15 @@ def test_face_without_evidence_is_drawn_from_its_segments() -> None:
     (plot,) = plots(render(ReportEntry(entry.score)))
     assert len(classes(plot, "flat")) == 2
     assert classes(plot, "dot") == []
+
+
+def test_how_well_a_face_can_be_seen_is_said() -> None:
+    known = FaceQuality(side_px=181.6, sharpness=0.614, yaw_deg=12.3, pitch_deg=4.0, roll_deg=1.0)
+    for quality, said in ((known, "sharpness 0.61"), (replace(known, sharpness=None), "sharpness not measured")):
+        face = FaceScore(0, 0.4, 0.1, (Segment(0.0, 1.0, 0.4),), quality)
+        score = VideoScore("d", "x.mp4", Status.SCORED, Verdict.AUTHENTIC, 0.4, faces=(face,))
+        expected = f"182 px across, {said}, turned 12° aside, 4° up or down, tilted 1°"
+        assert expected in Outline(render(ReportEntry(score))).text()
 
 
 def test_one_window_in_a_segment_is_still_visible() -> None:

@@ -34,6 +34,7 @@ def face(index: int, rank: int, *, dims: tuple[int, ...] = (), crop: bytes | Non
         box_4=np.array([40, 30, 100.25, 120], np.float32),
         landmarks_K2=rng.uniform(30, 120, (5, 2)).astype(np.float32),
         probability=0.97,
+        sharpness=0.3,
         transform_23=transform_23,
         width=130,
         height=131,
@@ -78,6 +79,7 @@ def test_a_batch_comes_back_as_it_was(store: Store) -> None:
         assert (row["frame"], row["face"], row["pts_s"]) == (expected.index, expected.rank, expected.pts_s)
         assert row["is_corrupt"] == expected.is_corrupt
         assert row["probability"] == np.float32(expected.probability)
+        assert row["sharpness"] == np.float32(expected.sharpness)
         np.testing.assert_array_equal(row["box"], expected.box_4)
         np.testing.assert_array_equal(np.reshape(row["landmarks"], (5, 2)), expected.landmarks_K2)
         np.testing.assert_array_equal(np.reshape(row["crop_transform"], (2, 3)), expected.transform_23)

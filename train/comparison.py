@@ -1,0 +1,114 @@
+"""A student beside its teachers: size, speed, and the same measures on the same people, whom neither was trained on."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from train.config import TrainConfig
+from train.ensemble import Ensemble, Member
+from train.heldout import heldout_blends
+from unmask import console
+from unmask.storage import Store
+
+__all__ = ["COMPARISON", "compare", "show_comparison", "size_of"]
+
+COMPARISON = "evaluation/distill.json"
+"""The file in a training's folder."""
+
+_BATCH, _REPEATS = 8, 7
+_SHOWN = ("auc", "eer", "log_loss", "ece")
+
+
+def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, device: torch.device) -> dict[str, Any]:
+    """Measure a student and its teachers, and write what came of it.
+
+    Args:
+        model: The student's checkpoint, on this machine.
+        config: Of its training, which says who its teachers are and who was left for the test.
+        data: The same as in training.
+        store: The training's folder.
+        device: Where they run.
+
+    Returns:
+        What `COMPARISON` holds: of each model `size_of`, and its measures with 95% intervals by video; the student
+        first, with its share of its first teacher's weights and what its AUC lacks.
+
+    Raises:
+        UsageError: Nobody was left for the test.
+    """
+    members = [*Ensemble.load([model], device).members, *Ensemble.load(config.distill.teachers, device).members]
+    rows = []
+    for member in members:
+        metrics = _measures(member, config, data, store, device)
+        rows.append({"name": member.name, **size_of(member, device), "metrics": metrics})
+    student, teacher = rows[0], rows[1]
+    found: dict[str, Any] = {"device": device.type, "models": rows, "weights": student["weights"] / teacher["weights"]}
+    both = [row["metrics"]["auc"]["value"] for row in (student, teacher)]
+    found["auc_lost"] = None if None in both else both[1] - both[0]
+    store.write(COMPARISON, (json.dumps(found, indent=1) + "\n").encode())
+    return found
+
+
+def size_of(member: Member, device: torch.device) -> dict[str, Any]:
+    """How many weights a model has, how many bytes they take in single precision, and milliseconds a crop."""
+    model = member.model
+    every = [*model.parameters(), *model.buffers()]
+    height, width = member.description.preprocessing.size_HW
+    inputs_N3HW = torch.zeros(_BATCH, 3, height, width, device=device)
+    return {
+        "weights": sum(p.numel() for p in model.parameters()),
+        "bytes": sum(t.numel() * t.element_size() for t in every),
+        "ms_per_crop": round(_seconds(model, inputs_N3HW) / _BATCH * 1000, 3),
+    }
+
+
+@torch.inference_mode()
+def _seconds(model: Any, inputs_N3HW: torch.Tensor) -> float:
+    """The median time of a batch, the first one left out."""
+    took = []
+    for _ in range(_REPEATS + 1):
+        began = time.perf_counter()
+        model.features(inputs_N3HW)
+        if inputs_N3HW.device.type == "cuda":
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return float(np.median(took[1:]))
+
+
+def _measures(
+    member: Member, config: TrainConfig, data: Sequence[str], store: Store, device: torch.device
+) -> Mapping[str, Any]:
+    """Of self-blended people who were left, where those were trained on; else what `unmask evaluate` says."""
+    if config.data.draw == "selfblend":
+        own = replace(config.model, head=member.model.config.head, window=member.model.config.window)
+        asked = replace(config, model=own, distill=replace(config.distill, teachers=()))
+        found: Mapping[str, Any] = heldout_blends(member.model, member.description, asked, data, device)["metrics"]
+        return found
+    from train.evaluate import write_evaluation
+    from train.findings import Examination
+
+    place = Store(store.uri_of(f"evaluation/{member.name.replace('/', '-')}"))
+    document = write_evaluation([member.given], list(data), place, "unseen", device.type, Examination())
+    overall: Mapping[str, Any] = document["results"]["overall"]["video"]["metrics"]
+    return overall
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Print the models beside each other."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Model", overflow="fold")
+    for heading in ("M weights", "MB", "ms a crop", *(name.upper().replace("_", " ") for name in _SHOWN)):
+        table.add_column(heading, justify="right")
+    for row in found["models"]:
+        values = (row["metrics"].get(name, {}).get("value") for name in _SHOWN)
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
+        sizes = (f"{row['weights'] / 1e6:.2f}", f"{row['bytes'] / 1e6:.1f}", f"{row['ms_per_crop']:.2f}")
+        table.add_row(escape(row["name"]), *sizes, *cells)
+    console.out.print(table)

@@ -1,0 +1,171 @@
+"""Streams over HTTP: what libav reads goes through here, so that every address is looked at before it is connected to.
+
+Playlists (HLS), their parts and redirects are all opened by `HttpInput.open`. Certificates are verified.
+"""
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import httpx
+
+from unmask.addresses import AddressPolicy
+from unmask.errors import MediaError, Reason
+from unmask.inputs import without_password
+
+__all__ = ["HttpInput"]
+
+_MOST_REDIRECTS = 5
+_BY_STATUS = {401: Reason.STREAM_AUTH_FAILED, 403: Reason.STREAM_AUTH_FAILED, 404: Reason.STREAM_NOT_FOUND}
+_SENTENCES = {
+    Reason.STREAM_AUTH_FAILED: "check user and password",
+    Reason.STREAM_NOT_FOUND: "check the path",
+    Reason.HTTP_STATUS: "try again later",
+}
+
+
+class HttpInput:
+    """Opens URLs for one connection of a live source.
+
+    Args:
+        policy: Where it may connect to.
+        open_timeout_s: For a connection to be made.
+        silence_s: For a server to say something.
+        ca_file: Certificates to trust in place of the system's.
+
+    Raises:
+        MediaError: The certificates to trust cannot be read.
+    """
+
+    def __init__(
+        self, policy: AddressPolicy, *, open_timeout_s: float, silence_s: float, ca_file: Path | None = None
+    ) -> None:
+        self._policy = policy
+        trust = ssl.create_default_context(cafile=ca_file)
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(silence_s, connect=open_timeout_s), verify=trust, follow_redirects=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def open(self, url: str, _flags: int = 0, _options: dict[str, Any] | None = None) -> "_Body":
+        """What a URL leads to, as a file to read; redirects are followed, each one looked at first.
+
+        Raises:
+            MediaError: It may not be connected to, does not answer, or refuses.
+        """
+        return _Body(self, url)
+
+    def _response(self, url: str, start: int) -> httpx.Response:
+        origin = urlsplit(url).netloc
+        for _ in range(_MOST_REDIRECTS + 1):
+            response = self._sent(url, start, same_host=urlsplit(url).netloc == origin)
+            if not response.has_redirect_location:
+                return self._checked(url, response, start)
+            response.close()
+            url = urljoin(url, response.headers["Location"])
+        raise MediaError(Reason.HTTP_STATUS, f"{without_password(url)} redirects without end; check the address")
+
+    def _sent(self, url: str, start: int, *, same_host: bool) -> httpx.Response:
+        shown, parts = without_password(url), urlsplit(url)
+        if parts.scheme.lower() not in ("http", "https"):
+            raise MediaError(Reason.ADDRESS_REFUSED, f"{shown} is named by a stream, and is no http(s) address")
+        address = self._policy.check(url)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        extensions: dict[str, Any] = {}
+        auth = (parts.username, parts.password or "") if parts.username and same_host else None
+        if address is not None:
+            # The address that was looked at, not what the name leads to by now.
+            headers["Host"] = parts.netloc.rpartition("@")[2]
+            extensions["sni_hostname"] = parts.hostname
+            at = f"[{address}]" if ":" in address else address
+            url = urlunsplit(parts._replace(netloc=f"{at}:{parts.port}" if parts.port else at))
+        try:
+            request = self._client.build_request("GET", url, headers=headers, extensions=extensions)
+            return self._client.send(request, stream=True, auth=auth)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise _unreachable(shown, error) from None
+
+    def _checked(self, url: str, response: httpx.Response, start: int) -> httpx.Response:
+        if response.status_code == (206 if start else 200):
+            return response
+        response.close()
+        reason = _BY_STATUS.get(response.status_code, Reason.HTTP_STATUS)
+        answer = f"{response.status_code} {response.reason_phrase}".strip()
+        raise MediaError(reason, f"{without_password(url)} answered {answer}; {_SENTENCES[reason]}")
+
+
+def _unreachable(shown: str, error: Exception) -> MediaError:
+    said = without_password(str(error)) or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        message = f"{shown} shows a certificate that cannot be verified; trust its issuer with a CA file"
+        return MediaError(Reason.STREAM_TLS_CERTIFICATE, message)
+    if isinstance(error, httpx.TimeoutException):
+        return MediaError(Reason.STREAM_TIMEOUT, f"{shown} did not answer in time; check that it is there")
+    return MediaError(Reason.STREAM_UNREACHABLE, f"{shown} cannot be reached ({said}); check the address")
+
+
+class _Body:
+    """The bytes behind a URL, as libav reads them. Seeks where the server can."""
+
+    def __init__(self, http: HttpInput, url: str) -> None:
+        self._http, self._url, self._at = http, url, 0
+        self._response: httpx.Response | None = None
+        self._chunks: Iterator[bytes] = iter(())
+        self._rest = b""
+        headers = self._begin()
+        self._length = int(headers.get("Content-Length") or 0)
+        self._ranges = self._length > 0 and headers.get("Accept-Ranges", "").lower() == "bytes"
+
+    def _begin(self) -> httpx.Headers:
+        self.close()
+        response = self._http._response(self._url, self._at)
+        self._response, self._chunks, self._rest = response, response.iter_bytes(), b""
+        return response.headers
+
+    def read(self, size: int) -> bytes:
+        if self._response is None:
+            self._begin()
+        try:
+            while not self._rest:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    return b""
+                self._rest = chunk
+        except httpx.TimeoutException:
+            shown = without_password(self._url)
+            raise MediaError(Reason.STREAM_STALLED, f"{shown} stopped sending; it is opened again") from None
+        except httpx.HTTPError:
+            shown = without_password(self._url)
+            raise MediaError(Reason.STREAM_DISCONNECTED, f"{shown} broke off; it is opened again") from None
+        part, self._rest = self._rest[:size], self._rest[size:]
+        self._at += len(part)
+        return part
+
+    def seekable(self) -> bool:
+        return self._ranges
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        at = offset + (0, self._at, self._length)[whence]
+        if at != self._at:
+            self.close()
+            self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+            self._response = None
