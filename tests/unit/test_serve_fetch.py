@@ -1,0 +1,142 @@
+"""Downloads and callbacks for strangers: each hop is checked, limits hold, callbacks are signed."""
+
+import asyncio
+import hashlib
+import hmac
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from serve.fetch import call_back, fetch
+from tests.webserver import serving
+from unmask.addresses import AddressPolicy
+from unmask.errors import MediaError, Reason
+from unmask.inputs import FetchLimits
+
+SECRET = b"a secret of the service"
+ANYWHERE = AddressPolicy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneHost(AddressPolicy):
+    """Allows one host, by its checked address, and remembers what it was asked."""
+
+    allowed: str
+    asked: list[str] = field(default_factory=list)
+
+    def check(self, url: str) -> str | None:
+        self.asked.append(url)
+        if urlsplit(url).hostname != self.allowed:
+            raise MediaError(Reason.ADDRESS_REFUSED, f"{url} is not allowed")
+        return "127.0.0.1"
+
+
+def test_a_file_is_fetched_over_a_redirect(tmp_path: Path) -> None:
+    with serving({"/clip.mp4": b"bytes of a clip"}) as url:
+        asyncio.run(fetch(f"{url}/moved", tmp_path / "file", FetchLimits(), ANYWHERE))
+    assert (tmp_path / "file").read_bytes() == b"bytes of a clip"
+
+
+def test_the_checked_address_is_connected_to_and_each_hop_checked(tmp_path: Path) -> None:
+    with serving({"/clip.mp4": b"x"}) as url:
+        # This name has no address anywhere: only the checked one can have been used.
+        named = url.replace("127.0.0.1", "cam.invalid")
+        policy = OneHost(allowed="cam.invalid")
+        asyncio.run(fetch(f"{named}/moved", tmp_path / "file", FetchLimits(), policy))
+    assert policy.asked == [f"{named}/moved", f"{named}/clip.mp4"]
+
+
+class Redirect(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/inside")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Callback(Redirect):
+    """Takes POSTs; the first `server.failures` of them in vain."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.taken.append((dict(self.headers), body))
+        failing = len(self.server.taken) <= self.server.failures
+        self.send_response(503 if failing else 204)
+        self.end_headers()
+
+
+@contextmanager
+def listening(handler: type[http.server.BaseHTTPRequestHandler], failures: int = 0) -> Iterator[http.server.HTTPServer]:
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as httpd:
+        httpd.taken, httpd.failures = [], failures
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield httpd
+        finally:
+            httpd.shutdown()
+            thread.join()
+
+
+def test_a_redirect_into_the_private_network_is_refused(tmp_path: Path) -> None:
+    with listening(Redirect) as httpd:
+        policy = OneHost(allowed="127.0.0.1")
+        with pytest.raises(MediaError) as refused:
+            asyncio.run(fetch(f"http://127.0.0.1:{httpd.server_port}/", tmp_path / "file", FetchLimits(), policy))
+    assert refused.value.reason is Reason.ADDRESS_REFUSED
+    assert len(policy.asked) == 2
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/", "http://[::1]:9/", "http://localhost:9/x", "ftp://x/", "nothing"])
+def test_private_addresses_and_other_schemes_are_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(MediaError) as refused:
+        asyncio.run(fetch(url, tmp_path / "file", FetchLimits(), AddressPolicy(allow_private=False)))
+    assert refused.value.reason is Reason.ADDRESS_REFUSED
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/none", Reason.HTTP_STATUS),
+        ("/huge", Reason.TOO_LARGE),
+        ("/huge-unannounced", Reason.TOO_LARGE),
+        ("/drip", Reason.HTTP_TIMEOUT),
+    ],
+)
+def test_limits_hold(tmp_path: Path, path: str, reason: Reason) -> None:
+    limits = FetchLimits(max_bytes=2**20, silence_s=5, total_s=1.0)
+    with serving({}) as url, pytest.raises(MediaError) as refused:
+        asyncio.run(fetch(url.replace("//", "//ann:hunter2@") + path, tmp_path / "file", limits, ANYWHERE))
+    assert refused.value.reason is reason
+    assert "hunter2" not in refused.value.message
+
+
+def test_a_callback_is_signed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.fetch._CALL_PAUSE_S", 0.01)
+    with listening(Callback, failures=2) as httpd:
+        outcome = asyncio.run(call_back(f"http://127.0.0.1:{httpd.server_port}/done", {"id": "an_1"}, SECRET, ANYWHERE))
+        headers, body = httpd.taken[-1]
+        assert (outcome, len(httpd.taken)) == ("delivered", 3)
+    signed = headers["X-Unmask-Timestamp"].encode() + b"." + body
+    assert headers["X-Unmask-Signature"] == "sha256=" + hmac.new(SECRET, signed, hashlib.sha256).hexdigest()
+    assert json.loads(body) == {"id": "an_1"}
+
+
+def test_callbacks_go_nowhere_private_and_end_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.fetch._CALL_PAUSE_S", 0.01)
+    with listening(Callback, failures=99) as httpd:
+        url = f"http://127.0.0.1:{httpd.server_port}/done"
+        assert asyncio.run(call_back(url, {}, SECRET, AddressPolicy(allow_private=False))) == "refused"
+        assert httpd.taken == []
+        assert asyncio.run(call_back(url, {}, SECRET, ANYWHERE)) == "failed"
+        assert len(httpd.taken) == 4
