@@ -112,6 +112,7 @@ def _compared(measured: Mapping[str, Any]) -> Section:
     rows = [
         (condition["title"], *(_interval(condition["models"][name]["auc"]) for name in _MODELS))
         for condition in measured.values()
+        if set(_MODELS) <= set(condition["models"])
     ]
     return Section(
         "What each ingredient gives: AUC on the same clips",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.fused_samples import FusedMaterial
 from train.validation import Validated
 from unmask import __version__
 from unmask.calibration import Calibration
@@ -22,10 +23,10 @@ from unmask.scoring import AGGREGATIONS, ScoringOptions
 if TYPE_CHECKING:
     from train.loop import Training
 
-__all__ = ["BEST", "SUMMARY", "calibrated", "keep_best", "write_summary"]
+__all__ = ["BEST", "CLIPS", "SUMMARY", "calibrated", "keep_best", "write_summary"]
 
-BEST, SUMMARY = "best.safetensors", "summary.json"
-"""Files in a run's folder. Where the summary is, the run has ended."""
+BEST, SUMMARY, CLIPS = "best.safetensors", "summary.json", "clips.json"
+"""Files in a run's folder. Where the summary is, the run has ended. The last is of fusion heads: what was masked."""
 
 _FPR = _FNR = 0.05
 """The operating point: error rates on videos of validation between which a verdict abstains."""
@@ -83,7 +84,7 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
         trained=True,
         provenance={
             "recipe": config.recipe,
-            "config": config.to_json(),
+            "config": {**config.to_json(), "weights": Path(config.weights).name if config.weights else None},
             "seed": training.run.seed,
             "epoch": row["epoch"],
             "validation": {k: row[f"val_{k}"] for k in validated.metrics},
@@ -94,6 +95,7 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "timm")},
             USED: joined([used_digests(splits), *([] if teachers is None else teachers.used())]),
             **({} if teachers is None else {"teachers": teachers.to_json()}),
+            **(_depth(material.kept) if isinstance(material.kept, FusedMaterial) else {}),
         },
     )
     with TemporaryDirectory() as scratch:
@@ -101,6 +103,11 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
         save(whole, model, description)
         with training.store.writing(BEST, Path(scratch)) as path:
             shutil.move(whole, path)
+
+
+def _depth(kept: FusedMaterial) -> dict[str, Any]:
+    """Which depth maps it was trained on, and what was masked."""
+    return {"depth": kept.keeper.extractor.depth.to_json(), "clips": kept.told()}
 
 
 def _lookup(training: "Training") -> dict[str, float]:
@@ -127,4 +134,7 @@ def write_summary(training: "Training") -> None:
         "seconds": round(sum(r["seconds"] for r in rows), 1),
         "substituted": sum(r["substituted"] for r in rows),
     }
+    if isinstance(training.material.kept, FusedMaterial):
+        told = training.material.kept.told()
+        training.store.write(CLIPS, (json.dumps(told, indent=1) + "\n").encode())
     training.store.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())

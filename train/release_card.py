@@ -17,7 +17,7 @@ from train.card_text import sections
 from train.catalogue import Catalogue
 from train.config import TrainConfig
 from train.splits import Splits, splits_of
-from train.trial import CONDITIONS, Model, Outcome, Trial, perturbations
+from train.trial import CONDITIONS, FAMILIES, Condition, Model, Outcome, Trial, perturbations
 from unmask import __version__
 from unmask.analysis import Analyzer
 from unmask.atomic import replacing
@@ -39,7 +39,7 @@ FPR, FNR = 0.02, 0.10
 """The operating point, on clips of people of validation: at most so many real ones are called manipulated, and so many
 fakes authentic. Between both a verdict abstains."""
 
-_CALIBRATION_DRAWS, _TEST_DRAWS, _PERTURBED_PEOPLE = 8, 2, 40
+_CALIBRATION_DRAWS, _TRIED_PEOPLE, _PERTURBED_PEOPLE = 4, 60, 16
 _METRICS = ("auc", "eer", "ece", "brier", "tpr_at_fpr_5")
 _CPU = torch.device("cpu")
 _FRAMES = 32
@@ -95,7 +95,9 @@ def finish(
         fitted = Calibration.from_json(calibrations[each])
         models[each] = (network, replace(described, calibration=fitted))
     trial = Trial(catalogue, splits.test, config, models, _CPU)
-    measured = kept("trial", lambda: _tried(trial, models))
+    measured = kept("trial", lambda: _tried(trial, models, CONDITIONS))
+    alone = Trial(catalogue, splits.test, config, {"shipped": models["shipped"]}, _CPU)
+    measured |= kept("families", lambda: _tried(alone, {"shipped": models["shipped"]}, FAMILIES))
     robust = kept("robustness", lambda: _perturbed(catalogue, splits, config, models["shipped"]))
     scored = kept("clips", lambda: _scored(clips, models))
     facts = {
@@ -127,11 +129,14 @@ def _calibrated(
     return found
 
 
-def _tried(trial: Trial, models: Mapping[str, Model]) -> dict[str, Any]:
-    """Metrics of every model under every condition, on people of the test; and the operating point there."""
+def _tried(trial: Trial, models: Mapping[str, Model], conditions: Mapping[str, Condition]) -> dict[str, Any]:
+    """Metrics of every model under every condition, on people of the test; and the operating point there.
+
+    All people are tried under the first condition, some under the others.
+    """
     found: dict[str, Any] = {}
-    for name, condition in CONDITIONS.items():
-        outcome = trial.run(condition, draws=_TEST_DRAWS, seed=3)
+    for number, (name, condition) in enumerate(conditions.items()):
+        outcome = trial.run(condition, people=_TRIED_PEOPLE if number else None, seed=3)
         found[name] = {
             "title": condition.title,
             "clips": len(outcome.labels_K),

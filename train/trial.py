@@ -27,7 +27,7 @@ from train.samplers import Key
 from unmask.checkpoints import Description
 from unmask.models import ForgeryModel
 
-__all__ = ["CONDITIONS", "Condition", "Outcome", "Trial", "perturbations"]
+__all__ = ["CONDITIONS", "FAMILIES", "Condition", "Outcome", "Trial", "perturbations"]
 
 Model = tuple[ForgeryModel, Description]
 _BATCH = 8
@@ -57,12 +57,17 @@ CONDITIONS: Mapping[str, Condition] = {
     "shared": Condition("all fakes, as shared videos", BLENDS["video"], shared=True),
     "clean": Condition("all fakes, as photographed", BLENDS["video"], shared=False),
     "paper": Condition("the paper's blends, as shared videos", BLENDS["paper"], shared=True),
-    "still": Condition("fakes that are steady in time, as shared videos", _rhythm("still"), shared=True),
     "jitter": Condition("fakes that tremble, as shared videos", _rhythm("jitter"), shared=True),
     "flicker": Condition("fakes that flicker, as shared videos", _rhythm("flicker"), shared=True),
     "frozen": Condition("fakes that freeze, as shared videos", _rhythm("frozen"), shared=True),
 }
 """By name."""
+
+FAMILIES: Mapping[str, Condition] = {
+    name: Condition(f"{name} alone, as photographed", SelfBlend(families={name: 1.0}), shared=False)
+    for name in BLENDS["video"].families
+}
+"""Each family of self-blends by itself (`train.augment.families`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

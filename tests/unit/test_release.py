@@ -16,7 +16,7 @@ from train.context import Context
 from train.recipes import recipe
 from train.release_card import finish
 from train.splits import splits_of
-from train.trial import CONDITIONS, Trial
+from train.trial import CONDITIONS, FAMILIES, Trial
 from train.worker import Task, train_all
 from unmask.card import card_markdown
 from unmask.checkpoints import describe, load, save
@@ -70,6 +70,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release_card, "FNR", 0.2)
     monkeypatch.setattr(release_card, "_CALIBRATION_DRAWS", 4)
     monkeypatch.setattr(release_card, "CONDITIONS", {name: CONDITIONS[name] for name in ("shared", "jitter")})
+    monkeypatch.setattr(release_card, "FAMILIES", {"hull": FAMILIES["hull"]})
     monkeypatch.setattr(release_card, "_PERTURBED_PEOPLE", 1)
 
 

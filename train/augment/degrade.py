@@ -19,10 +19,10 @@ from train.encoding import reencoded
 
 __all__ = ["H264", "Degrade", "draw_degradation"]
 
-# Faces of 140 pixels and more, at the rates at which videos are shared: what is worse leaves no trace to learn from,
+# Crops of 100 pixels and more, at the rates at which videos are shared: what is worse leaves no trace to learn from,
 # and a network that must learn from it learns slowly (benchmarks/README.md).
 _UNTOUCHED = 0.2
-_SCALES = (0.45, 1.0)
+_SCALES = (0.35, 1.0)
 _CRFS = (18, 32)
 _SECOND_CRFS = (23, 30)
 # A frame alone is a key frame; most frames of a video are predicted from others.

@@ -68,8 +68,9 @@ def _generator(rng: np.random.Generator) -> Ingredients:
 
 
 def _colour(rng: np.random.Generator) -> Ingredients:
-    """The whole face has another colour."""
-    return Ingredients(_whole(rng), (_tint(rng, 2.0), _light(rng, 0.15)))
+    """The whole face has another colour, or other light, and nothing else."""
+    red, green, blue = rng.uniform(-40, 40, 3)
+    return Ingredients(_whole(rng), (RgbShift((red, green, blue)), _tint(rng, 2.0), _light(rng, 0.2)))
 
 
 def _warp(rng: np.random.Generator) -> Ingredients:

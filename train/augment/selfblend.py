@@ -123,7 +123,7 @@ BLENDS: Mapping[str, SelfBlend] = MappingProxyType(
         "paper": SelfBlend(),
         "mixed": SelfBlend(families={"hull": 3.0, **_SINGLE_TRACES}),
         "video": SelfBlend(
-            families={"hull": 4.0, **_SINGLE_TRACES},
+            families={"hull": 4.0, **_SINGLE_TRACES, "colour": 2.5},
             rhythms={"still": 2.0, "jitter": 1.0, "flicker": 1.0, "frozen": 1.0},
             whole=0.3,
         ),

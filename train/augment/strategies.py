@@ -161,6 +161,14 @@ def _video(rng: np.random.Generator, _size_HW: tuple[int, int]) -> Iterator[Step
 def _selfblend_video(rng: np.random.Generator, size_HW: tuple[int, int]) -> Iterator[Step]:
     """As `selfblend`, and then what a shared video does to a face."""
     yield from _selfblend(rng, size_HW)
+    # Compression leaves little of a blend: a few hundred photographs would rather be learnt by heart. Other colours and
+    # angles make them strangers.
+    if rng.random() < 0.3:
+        yield HueSaturation(rng.uniform(-180, 180), 0.0, 0.0)
+    if rng.random() < 0.15:
+        yield Grey()
+    if rng.random() < 0.5:
+        yield ShiftScaleRotate(rng.uniform(-15, 15))
     yield from _video(rng, size_HW)
 
 
