@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipelines.depth import DepthOptions
 from pipelines.work import MANIFEST_FILE, Work
 from unmask.errors import UsageError
 from unmask.folds import FOLDS_FILE, assign_folds, assign_splits, check_leaks, read_folds, write_folds
@@ -29,6 +30,8 @@ class Extras:
     masks: bool = False
     copies: tuple[int, ...] = ()
     """Constant rate factors."""
+    depth: DepthOptions | None = None
+    """Depth maps of the crops."""
     exports: tuple[str, ...] = ()
     export_name: str | None = None
     """What DeepfakeBench shall call the dataset."""
@@ -36,7 +39,7 @@ class Extras:
     @property
     def needs_cluster(self) -> bool:
         """Whether there is work for other processes."""
-        return self.masks or bool(self.copies)
+        return self.masks or bool(self.copies) or self.depth is not None
 
 
 def check_extras(extras: Extras, *, has_crops: bool) -> None:
@@ -47,8 +50,10 @@ def check_extras(extras: Extras, *, has_crops: bool) -> None:
     """
     if extras.folds is not None and extras.folds != 0 and extras.folds < 2:
         raise UsageError(f"--folds must be at least 2; got {extras.folds}")
-    if not has_crops and (extras.masks or extras.exports):
-        raise UsageError("masks and exports are made of crops; name crops among the --products")
+    if not has_crops and (extras.masks or extras.exports or extras.depth):
+        raise UsageError("masks, depth maps and exports are made of crops; name crops among the --products")
+    if extras.depth is not None:
+        extras.depth.check()  # better now than when all crops are there
     for crf in extras.copies:
         if not 0 <= crf <= 51:
             raise UsageError(f"--crf takes numbers from 0 to 51; got {crf}")

@@ -27,6 +27,7 @@ __all__ = [
     "Fused",
     "Kind",
     "MaxBatch",
+    "MetricsHost",
     "MetricsPort",
     "Resume",
     "RetryFailed",
@@ -60,6 +61,7 @@ Address = Annotated[
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Work again on shards with videos that failed.")]
 MetricsPort = Annotated[int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics here.")]
+MetricsHost = Annotated[str, typer.Option("--metrics-host", help="Address that they are served at.")]
 DecodeTasks = Annotated[
     int | None, typer.Option("--decode-tasks", help="Videos decoded at once.", rich_help_panel=_POOLS)
 ]
@@ -162,6 +164,7 @@ def run_options(
     address: str | None,
     device: str,
     metrics_port: int | None,
+    metrics_host: str,
     fault: list[str] | None,
     pools: Pools,
 ) -> RunOptions:
@@ -175,5 +178,6 @@ def run_options(
         address=address,
         device=device,
         metrics_port=metrics_port,
+        metrics_host=metrics_host,
         fault=pairs("--debug-fault", fault),
     )

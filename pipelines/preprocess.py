@@ -3,11 +3,13 @@
 Also `python -m pipelines.preprocess`, for `ray job submit --working-dir . -- python -m pipelines.preprocess ...`.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.config import FACENET, CropOptions, Job, Pools
+from pipelines.depth import DEPTH_WEIGHTS, DepthOptions
 from pipelines.display import print_summary
 from pipelines.extras import EXPORTS, Extras
 from pipelines.options import (
@@ -27,6 +29,7 @@ from pipelines.options import (
     Fused,
     Kind,
     MaxBatch,
+    MetricsHost,
     MetricsPort,
     Resume,
     RetryFailed,
@@ -49,7 +52,7 @@ from unmask.errors import UsageError
 __all__ = ["app", "main", "preprocess"]
 
 _POOLS, _THRESHOLDS = Pools(), ",".join(map(str, SCORING_THRESHOLDS))
-_PRODUCTS = ("crops", "masks", "copies", "folds")
+_PRODUCTS = ("crops", "masks", "copies", "depth", "folds")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -92,6 +95,12 @@ def preprocess(
         typer.Option("--pretrained/--no-pretrained", help="Whether backbones by name get their published weights."),
     ] = None,
     crf: Annotated[str, typer.Option("--crf", help="Qualities of re-encoded copies.")] = "23,28,32",
+    depth_weights: Annotated[
+        str, typer.Option("--depth-weights", help="Of depth maps: a name on the hub, a folder, or random.")
+    ] = DEPTH_WEIGHTS,
+    depth_size: Annotated[
+        int, typer.Option("--depth-size", help="Side of the depth network's input, a multiple of 14.")
+    ] = 518,
     folds: Annotated[
         int, typer.Option("--folds", help="How many; 0 for the dataset's usual number (DFDC 16, others 5).")
     ] = 0,
@@ -109,6 +118,7 @@ def preprocess(
     address: Address = None,
     device: Device = "auto",
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     decode_tasks: DecodeTasks = None,
     decode_cpus: DecodeCpus = _POOLS.decode_cpus,
     detect_actors: DetectActors = None,
@@ -152,6 +162,7 @@ def preprocess(
         address=address,
         device=device,
         metrics_port=metrics_port,
+        metrics_host=metrics_host,
         fault=fault,
         pools=Pools(
             decode_tasks=decode_tasks,
@@ -172,6 +183,7 @@ def preprocess(
         seed=seed,
         masks="masks" in wanted,
         copies=tuple(dict.fromkeys(map(int, numbers("--crf", crf)))) if "copies" in wanted else (),
+        depth=_depth(depth_weights, depth_size, device) if "depth" in wanted else None,
         exports=tuple(export or ()),
         export_name=export_name,
     )
@@ -183,6 +195,12 @@ def preprocess(
         say(f"{said['failed']:,} videos gave nothing; the reasons are in {out}/videos and on {out}/index.html")
     if said["failed"] or said["copies_failed"]:
         raise typer.Exit(SOME_FAILED)
+
+
+def _depth(weights: str, size_px: int, device: str) -> DepthOptions:
+    folder = Path(weights).expanduser()
+    # Other processes have other folders to start from.
+    return DepthOptions(weights=str(folder.absolute()) if folder.is_dir() else weights, size_px=size_px, device=device)
 
 
 def _products(text: str) -> set[str]:

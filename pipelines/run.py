@@ -51,6 +51,7 @@ class RunOptions:
     """Of a Ray cluster; None starts one on this machine, unless a job runs on one."""
     device: str = "auto"
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     fault: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -101,7 +102,7 @@ def run(
         shards_before=len(whole),
     )
     copies_failed = 0
-    with Metrics(options.metrics_port) as metrics:
+    with Metrics(options.metrics_port, options.metrics_host) as metrics:
         metrics.follow(progress)
         if len(whole) < len(work.shards) or extras.needs_cluster:
             # What takes seconds to import is not needed where all is done.
@@ -119,6 +120,10 @@ def run(
                         make_masks(work, say=say, tick=display.tick)
                     if extras.copies:
                         copies_failed = make_copies(work, extras.copies, tick=display.tick)
+                    if extras.depth is not None:
+                        from pipelines.depth import make_depth
+
+                        make_depth(work, extras.depth, options.pools.embed_actors, say=say, tick=display.tick)
     said = summary(progress)
     said["failed"], said["copies_failed"] = _failed(products), copies_failed
     work.store.write("summary.json", (json.dumps(said, indent=1) + "\n").encode())

@@ -30,6 +30,7 @@ from pipelines.options import (
     Fused,
     Kind,
     MaxBatch,
+    MetricsHost,
     MetricsPort,
     Resume,
     RetryFailed,
@@ -84,6 +85,7 @@ def score(
     address: Address = None,
     device: Device = "auto",
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     decode_tasks: DecodeTasks = None,
     decode_cpus: DecodeCpus = _POOLS.decode_cpus,
     detect_actors: DetectActors = None,
@@ -120,6 +122,7 @@ def score(
         address=address,
         device=device,
         metrics_port=metrics_port,
+        metrics_host=metrics_host,
         fault=fault,
         pools=Pools(
             decode_tasks=decode_tasks,

@@ -131,7 +131,7 @@ class Samples:
         self.config, self.preprocessing = config, preprocessing
         self.strategy, self.blend, self.seed = strategy, blend, seed
         self.features = features
-        self.length = config.model.window if config.model.head == "temporal" else 1
+        self.length = config.model.window if config.model.takes_clips else 1
         # Where frames stand for those of videos, photographs are filmed too: else a network that sees few of them, and
         # little of what a blend leaves, learns them by heart.
         self._is_for_video = strategy is not None and "video" in strategy.name

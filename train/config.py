@@ -7,13 +7,14 @@ import dataclasses
 import difflib
 import json
 import math
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from train.augment.selfblend import BLENDS
 from train.augment.strategies import STRATEGIES
+from train.values import MISFIT, fitted, typed
+from unmask.depth import DEPTH_MODEL
 from unmask.errors import UsageError
 from unmask.models import ModelConfig
 from unmask.transforms import Fit, Preprocessing
@@ -46,6 +47,10 @@ class InputConfig:
     """How the crop meets the input's proportions: stretch, square or pad."""
     align: bool = False
     """Turn the face upright by its landmarks."""
+    depth: str = DEPTH_MODEL
+    """Weights of the depth maps (fusion head): a name on the hub, a folder, or random."""
+    depth_px: int = 518
+    """Side of the depth network's input."""
 
     def preprocessing(self, backbone: str) -> Preprocessing:
         """The description that goes into the checkpoint."""
@@ -83,12 +88,16 @@ class DataConfig:
     """Shares of train, val and test where people are dealt out."""
     val_fold: int | None = None
     """Where `folds.parquet` has folds: the one to validate on; the others are trained on."""
+    copies: int = 0
+    """Augmented copies of each clip that is trained on, made once and kept (fusion head)."""
     cached_features: bool = False
     """Train the head alone, on the features that `preprocess --embed` kept (freeze=backbone, no augmentation)."""
 
     def __post_init__(self) -> None:
         for name in ("frames_per_video", "max_videos_per_class"):
             _at_least_one(f"data.{name}", getattr(self, name))
+        if self.copies < 0:
+            raise UsageError(f"data.copies is 0 or more; got {self.copies}")
         for name in ("clips_per_video", "clips_per_video_tested", "min_face_px"):
             _at_least_one(f"data.{name}", getattr(self, name))
         if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6 or not self.fractions[0]:
@@ -297,14 +306,31 @@ class TrainConfig:
             raise UsageError("loss.mask above 0 needs model.pyramid=true and data.draw=selfblend")
         if self.model.pyramid and not self.loss.mask and self.loop.freeze != "backbone":
             raise UsageError("model.pyramid=true needs loss.mask above 0, or loop.freeze=backbone")
-        if self.model.head == "temporal" and (self.loss.alignment or self.loss.uniformity):
-            raise UsageError("loss.alignment and loss.uniformity are of frames, and model.head=temporal takes clips")
+        if self.model.takes_clips and (self.loss.alignment or self.loss.uniformity):
+            raise UsageError("loss.alignment and loss.uniformity are of frames, and this model.head takes clips")
         if self.loop.compile and self.model.pyramid:
             raise UsageError("loop.compile cannot go with model.pyramid")
         if self.loop.unfreeze_after and self.loop.freeze == "none":
             raise UsageError("loop.unfreeze_after needs loop.freeze=backbone or layer_norm")
         if self.distill.teachers and (mos or cached):
             raise UsageError("teachers take pictures and detect: leave out model.task=mos and data.cached_features")
+        if self.model.head == "fusion":
+            self._check_fusion()
+        elif self.data.copies:
+            raise UsageError("data.copies goes with model.head=fusion, whose features are kept")
+
+    def _check_fusion(self) -> None:
+        if self.loop.freeze != "backbone" or self.loop.unfreeze_after or self.data.cached_features or self.input.align:
+            raise UsageError(
+                "model.head=fusion keeps its own features: it needs loop.freeze=backbone, and no unfreezing, "
+                "data.cached_features or input.align"
+            )
+        if self.data.draw not in ("all", "balanced") or self.data.only_changed or self.distill.teachers:
+            raise UsageError("model.head=fusion takes data.draw=all or balanced, no data.only_changed and no teachers")
+        if bool(self.data.copies) != (self.augment.strategy != "none"):
+            raise UsageError(
+                "model.head=fusion augments copies alone: set data.copies and augment.strategy, or neither"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, ready for `json.dumps`."""
@@ -366,7 +392,7 @@ def overridden(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         for group in groups:
             place = place[group]
         # "none" is the name of a choice, where a field has no other nothing.
-        place[leaf] = text.strip() if _fitted(_value(text.strip()), kinds[path]) is _MISFIT else _value(text.strip())
+        place[leaf] = text.strip() if fitted(_value(text.strip()), kinds[path]) is MISFIT else _value(text.strip())
     return TrainConfig.from_json(plain)
 
 
@@ -427,55 +453,11 @@ def _built(group: type, plain: Any, prefix: str) -> Any:
             assert isinstance(kind, type)
             values[name] = _built(kind, value, f"{prefix}{name}.")
         else:
-            values[name] = _typed(value, kind, prefix + name)
+            values[name] = typed(value, kind, prefix + name)
     try:
         return group(**values)
     except TypeError as error:
         raise UsageError(f"{prefix.rstrip('.') or 'the configuration'} is incomplete ({error})") from None
-
-
-def _typed(value: Any, kind: Any, name: str) -> Any:
-    """The value as the type has it: lists become tuples, whole numbers become floats where floats are wanted."""
-    fitted = _fitted(value, kind)
-    if fitted is _MISFIT:
-        raise UsageError(f"{name} is {_shown(kind)}; got {value!r}")
-    return fitted
-
-
-_MISFIT = object()
-
-
-def _fitted(value: Any, kind: Any) -> Any:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return next((f for f in (_fitted(value, k) for k in inner) if f is not _MISFIT), _MISFIT)
-    if origin is Literal:
-        return value if value in inner and not isinstance(value, bool) else _MISFIT
-    if origin is tuple:
-        return _fitted_tuple(value, inner)
-    if kind is float and type(value) in (int, float):
-        return float(value) if math.isfinite(value) else _MISFIT
-    return value if type(value) is kind or (kind is type(None) and value is None) else _MISFIT
-
-
-def _fitted_tuple(value: Any, inner: tuple[Any, ...]) -> Any:
-    values = [value] if isinstance(value, int | float) and len(inner) == 2 and inner[1] is ... else value
-    if not isinstance(values, list | tuple):
-        return _MISFIT
-    kinds = [inner[0]] * len(values) if inner[-1] is ... else list(inner)
-    if len(kinds) != len(values):
-        return _MISFIT
-    found = tuple(_fitted(v, k) for v, k in zip(values, kinds, strict=True))
-    return _MISFIT if any(f is _MISFIT for f in found) else found
-
-
-def _shown(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_shown(k) for k in get_args(kind))
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
-    return names.get(kind) or f"a list like {str(kind).removeprefix('tuple')}"
 
 
 def _at_least_one(name: str, value: int | None) -> None:

@@ -17,6 +17,7 @@ from train.catalogue import Catalogue
 from train.crops import CropReader
 from train.embedding import Change, Embedded, embedded
 from train.ensemble import Ensemble, Member
+from train.fused import fused
 from train.selection import FrameTally, Selection
 from unmask.errors import ModelError, Reason
 from unmask.records import Faces, Status, Verdict
@@ -96,7 +97,10 @@ def outcomes(
     rows = [scorable_rows(catalogue, n, options) for n in numbers]
     preprocessing = member.description.preprocessing
     found = []
-    stream = embedded(member.model, preprocessing, reader, rows, batch=batch, change=change)
+    if member.model.config.head == "fusion":
+        stream = fused(member, catalogue, reader, rows, changed=change is not None)
+    else:
+        stream = embedded(member.model, preprocessing, reader, rows, batch=batch, change=change)
     for number, features in zip(numbers, stream, strict=True):
         frames = selection.frames.get(catalogue.videos[number].key)
         found.append(_outcome(member, catalogue, number, features, frames, options))
@@ -114,7 +118,7 @@ def _outcome(
 ) -> Outcome:
     tally = Tally(member.model, member.description, options)
     key = catalogue.videos[number].key
-    frames = [*_frames(catalogue, number, features), *_unseen(catalogue, number, asked, member.model.dim)]
+    frames = [*_frames(catalogue, number, features), *_unseen(catalogue, number, asked, member.model.frame_dim)]
     scores: list[NDArray[np.float64]] = [np.zeros(0)]
     try:
         scores += [scores_N for _, scores_N in tally.follow(frames)]

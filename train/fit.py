@@ -81,6 +81,8 @@ def train(
     config = overridden(_taught(recipe_named(recipe), teacher, student, must=not show), settings or [])
     if config.weights is not None:
         config = replace(config, weights=_weights(config.weights))
+    if Path(config.input.depth).expanduser().is_dir():
+        config = replace(config, input=replace(config.input, depth=_absolute(config.input.depth)))
     if show:
         out_console.print(json.dumps(config.to_json(), indent=1), highlight=False, soft_wrap=True)
         return None

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from train.augment import BLENDS, Strategy, strategy
 from train.catalogue import Catalogue
 from train.clips import Samples
 from train.config import TrainConfig
 from train.crops import CropReader
+from train.fused_samples import FusedMaterial
 from train.kept import KeptFeatures
 from train.samplers import Pool
 from train.splits import Splits, splits_of
+from unmask.console import say
 from unmask.errors import UsageError
 from unmask.transforms import Preprocessing
 
@@ -27,7 +31,7 @@ class Material:
     preprocessing: Preprocessing
     train: Samples
     val: Samples
-    kept: KeptFeatures | None
+    kept: KeptFeatures | FusedMaterial | None
     """Features in place of crops."""
 
     @classmethod
@@ -45,6 +49,8 @@ class Material:
         """
         preprocessing = config.input.preprocessing(config.model.backbone)
         splits = splits_of(catalogue, config, seed)
+        if config.model.head == "fusion":
+            return _fused(catalogue, splits, config, preprocessing, seed=seed, cache=cache)
         kept = None
         if config.data.cached_features:
             kept = KeptFeatures.find(catalogue, config.model.backbone, preprocessing)
@@ -76,6 +82,27 @@ class Material:
         )
 
 
+def _fused(
+    catalogue: Catalogue,
+    splits: Splits,
+    config: TrainConfig,
+    preprocessing: Preprocessing,
+    *,
+    seed: int,
+    cache: Path | None,
+) -> Material:
+    """Clips of RGB and depth. Copies are made of what is trained on alone, after the split."""
+    catalogue.check_covers(preprocessing)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fused = FusedMaterial(catalogue, CropReader(catalogue, cache), config, preprocessing, device)
+    train, val = (
+        fused.samples(pool_of(catalogue, videos, config, name), name, copies=copies, seed=own)
+        for name, videos, copies, own in (("train", splits.train, config.data.copies, seed), ("val", splits.val, 0, 0))
+    )
+    say(str(fused.keeper.account))
+    return Material(catalogue=catalogue, splits=splits, preprocessing=preprocessing, train=train, val=val, kept=fused)
+
+
 def _strategy_of(config: TrainConfig, preprocessing: Preprocessing, *, trains: bool) -> Strategy | None:
     """What is done to crops. In validation nothing, but where training is for shared videos: they stay such."""
     name = config.augment.strategy
@@ -90,7 +117,7 @@ def pool_of(catalogue: Catalogue, videos: Sequence[int], config: TrainConfig, na
     Raises:
         UsageError: It has no usable face.
     """
-    clips = config.model.head == "temporal"
+    clips = config.model.takes_clips
     pool = Pool.of(catalogue, videos, config.data, clips=clips, mos=config.model.task == "mos")
     if clips:
         pool = pool.on_main_tracks(catalogue)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unmask.errors import ModelError, Reason
 from unmask.pyramid import Pyramid
 
-__all__ = ["close_matches", "create_backbone", "data_config", "load_weights", "read_tensors"]
+__all__ = ["close_matches", "create_backbone", "data_config", "hub_reachable", "load_weights", "read_tensors"]
 
 _log = logging.getLogger(__name__)
 
@@ -181,6 +181,13 @@ def _source(name: str) -> dict[str, Any]:
     if repository and (constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)):
         raise _unavailable(name, f"not in the cache, and {constants.ENDPOINT} cannot be reached")
     return {}
+
+
+def hub_reachable() -> bool:
+    """Whether the hub of weights may be asked, and answers at all."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _reachable(constants.ENDPOINT)
 
 
 def _reachable(url: str) -> bool:

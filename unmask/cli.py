@@ -42,7 +42,10 @@ if TYPE_CHECKING:
     from unmask.plan import Sampling
     from unmask.records import VideoScore
 
-__all__ = ["app", "evaluate", "faces", "live", "main", "model_card", "preprocess", "probe", "score", "serve", "train"]
+__all__ = [
+    "app", "evaluate", "export", "faces", "live", "main", "model_card", "preprocess", "probe", "score", "serve",
+    "submit", "train",
+]  # fmt: skip
 
 # Commands of the rooms read their own options.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -244,6 +247,22 @@ def evaluate(context: typer.Context) -> None:
     from train.evaluate import main as run_evaluate
 
     run_evaluate(context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Write a model as ONNX, for ONNX Runtime on any device; in 8 bits too, with what that costs."""
+    from train.export import main as run_export
+
+    run_export(context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def submit(context: typer.Context) -> None:
+    """Run preprocess, train, evaluate or score as a job of a Ray cluster; its log and exit code come back."""
+    from cluster.submit import main as run_submit
+
+    run_submit(context.args)
 
 
 @app.command()

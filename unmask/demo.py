@@ -39,7 +39,7 @@ def _without_face() -> NDArray[np.uint8]:
 
 
 def _self_blend(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend the face with a copy of itself that is moved, recoloured, and comes from fewer pixels, as from a generator."""
+    """Blend the face with a moved and recoloured copy of itself of fewer pixels, as a generator gives it."""
     height, width, _ = image_HWC.shape
     matrix = cv2.getRotationMatrix2D(_FACE_CENTRE, 2.5, 1.04) + np.array([[0, 0, 2.0], [0, 0, -1.5]])
     moved = cv2.warpAffine(image_HWC, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)

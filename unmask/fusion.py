@@ -76,10 +76,11 @@ class FusionHead(nn.Module):
         if dim % config.heads:
             raise UsageError(f"fusion.heads={config.heads} does not divide the backbone's {dim} features: change it")
         self.config, self.dim = config, dim
-        names = ("rgb", "depth") if config.streams == "both" else (config.streams,)
+        names: tuple[str, ...] = ("rgb", "depth") if config.streams == "both" else (config.streams,)
         self.encoders = nn.ModuleDict({name: _Encoder(dim, config, dropout) for name in names})
-        asking = names if config.cross == "both" else (config.cross,)
-        asking = () if len(names) == 1 or config.cross == "none" else asking
+        asking: tuple[str, ...] = names if config.cross == "both" else (config.cross,)
+        if len(names) == 1 or config.cross == "none":
+            asking = ()
         self.crosses = nn.ModuleDict({name: _Cross(dim, config, dropout) for name in asking})
         self.join = nn.Linear(len(names) * dim, dim)
         self.classify = nn.Linear(2 * dim, 2)
@@ -151,7 +152,8 @@ class _Attention(nn.Module):
         return self.out(found_BAQF.transpose(1, 2).flatten(2)), weight_BAQK
 
     def _by_head(self, features_BTD: Tensor) -> Tensor:
-        return features_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split_BTAF = features_BTD.reshape(*features_BTD.shape[:-1], self.heads, -1)
+        return split_BTAF.transpose(1, 2)
 
 
 class _Layer(nn.Module):
@@ -167,7 +169,8 @@ class _Layer(nn.Module):
     def forward(self, stream_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         normed_BTD = self.norm1(stream_BTD)
         stream_BTD = stream_BTD + self.dropout(self.attention(normed_BTD, normed_BTD, valid_BT)[0])
-        return stream_BTD + self.dropout(torch.as_tensor(self.inner(self.norm2(stream_BTD))))
+        added_BTD: Tensor = self.dropout(self.inner(self.norm2(stream_BTD)))
+        return stream_BTD + added_BTD
 
 
 class _Encoder(nn.Module):

@@ -132,6 +132,11 @@ class ForgeryModel(nn.Module):
         """Whether it judges clips (`clip_logits`) or frames (`frame_logits`)."""
         return self.config.takes_clips
 
+    @property
+    def frame_dim(self) -> int:
+        """How many numbers it is told of a frame: D, or 2 D with a fusion head."""
+        return 2 * self.dim if self.config.head == "fusion" else self.dim
+
     def features(self, crops_N3HW: Tensor) -> Tensor:
         """Pooled features (N, D) of normalised crops (N, 3, H, W).
 

@@ -88,7 +88,7 @@ class TrackTally:
         self.scores = TrackScores(track_id)
         self.spreads: list[float] = []
         self._recent = RollingWindow(model.config.window, 1)
-        self._features = RollingWindow(model.config.window, model.dim) if model.is_temporal else None
+        self._features = RollingWindow(model.config.window, model.frame_dim) if model.is_temporal else None
         self._last_s = -math.inf
         self._interrupted = True
 
@@ -114,6 +114,12 @@ class TrackTally:
         if face.after_gap:
             self._features.mark_gap()
         return self._features.push(feature_D, face.pts_s).statistics_S
+
+    def frames(self, face: Awaited, feature_E: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features (t, E) of the frames in the window that ends with this face (models with a fusion head)."""
+        self.statistics(face, feature_E)
+        assert self._features is not None
+        return np.asarray(self._features.to_arrays()["features_TD"])
 
     def book(self, face: Awaited, score: float) -> None:
         """Add the score, in [0, 1], of the frame, or of the window that ends with it (temporal models)."""
@@ -206,8 +212,8 @@ class Tally:
         Raises:
             ValueError: Features that are not of the model's shape, or not finite.
         """
-        if features_ND.shape != (len(faces), self.model.dim):
-            expected = (len(faces), self.model.dim)
+        if features_ND.shape != (len(faces), self.model.frame_dim):
+            expected = (len(faces), self.model.frame_dim)
             raise ValueError(f"the features of these faces have shape {expected}; got {tuple(features_ND.shape)}")
         if not faces:
             return np.zeros(0)
@@ -224,11 +230,22 @@ class Tally:
         """Logits (N,) of the frames, or of the windows that end with each of the faces."""
         if not self.model.is_temporal:
             return self.model.frame_logits(features_ND.to(self._device))
+        if self.model.config.head == "fusion":
+            return self._fused(faces, features_ND.float().cpu().numpy())
         statistics = [
             self.tracks[face.track_id].statistics(face, feature_D)
             for face, feature_D in zip(faces, features_ND.float().cpu().numpy(), strict=True)
         ]
         return self.model.window_logits(torch.from_numpy(np.stack(statistics)).to(self._device))
+
+    def _fused(self, faces: Sequence[Awaited], features_NE: NDArray[np.float32]) -> torch.Tensor:
+        length, size = self.model.config.window, self.model.frame_dim
+        clips_NTE = np.zeros((len(faces), length, size), np.float32)
+        valid_NT = np.zeros((len(faces), length), np.bool_)
+        for n, (face, feature_E) in enumerate(zip(faces, features_NE, strict=True)):
+            frames_tE = self.tracks[face.track_id].frames(face, feature_E)
+            clips_NTE[n, : len(frames_tE)], valid_NT[n, : len(frames_tE)] = frames_tE, True
+        return self.model.clip_logits(*(torch.from_numpy(a).to(self._device) for a in (clips_NTE, valid_NT)))
 
     def follow(
         self, frames: Iterable[tuple[TrackedFrame, NDArray[np.float32]]]

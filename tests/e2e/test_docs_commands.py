@@ -95,3 +95,27 @@ def test_every_command_about_training_works(tmp_path: Path) -> None:
     # What the page says that a training leaves.
     for name in ("config.json", "summary.json", "plots/loss.png", "seed-0/last.pt", "seed-0/history.json"):
         assert (tmp_path / "out" / "detector" / name).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_command_about_fusion_students_and_onnx_works(tmp_path: Path) -> None:
+    paired_dataset(tmp_path / "clips", pairs=5)
+    run(["unmask", "preprocess", "clips", "--out", "out/faces", "--frames", "4", "--margin", "1.7"], tmp_path)
+    for line in commands("training.md"):
+        if line[:2] == ["unmask", "train"] and "out/detector" in line and "--out" in line:
+            run(small(line), tmp_path, 600)
+    found = commands("fusion.md")
+    assert len(found) == 6
+    settings = [part for each in SMALL if not each.startswith("compare") for part in ("--set", each)]
+    for command in found:
+        run([*command, *settings] if command[1] == "train" else command, tmp_path, 600)
+    for expected in (
+        "fusion/seed-0/clips.json",
+        "fused/evaluation.html",
+        "student/evaluation/distill.json",
+        "student-int8.onnx",
+        "student.json",
+    ):
+        assert (tmp_path / "out" / expected).is_file(), expected
+    assert list((tmp_path / "out" / "maps" / "depth").rglob("00000.parquet"))

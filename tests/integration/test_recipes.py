@@ -167,7 +167,8 @@ def test_the_published_architecture_takes_a_step(name: str, tmp_path: Path) -> N
     config = overridden(
         recipe(name),
         ["pretrained=false", "epochs=1", "steps_per_epoch=1", "batch=2", "loader_workers=0", "seeds=0", "accumulate=1",
-         "fractions=[0.34,0.33,0.33]", "clips_per_video_tested=1", "compare=false", "ema=none"],
+         "fractions=[0.34,0.33,0.33]", "clips_per_video_tested=1", "compare=false", "ema=none", "input.depth=random",
+         "depth_px=126"],
     )  # fmt: skip
     (run,) = runs(config)
     material = Material.of(Catalogue.read([str(data)]), config, seed=0)

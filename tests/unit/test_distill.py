@@ -1,0 +1,210 @@
+"""Distillation: the losses against their formulas, whose crops are whose, and a student of the command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.products import BOX, Clip, finished_run
+from train.comparison import COMPARISON
+from train.config import DistillConfig, TrainConfig, overridden
+from train.distill import Teachers, distilled, similarity, soft_loss
+from train.ensemble import Ensemble, Member
+from train.fit import app
+from train.recipes import recipe
+from unmask.calibration import Calibration
+from unmask.checkpoints import Description, describe, load, save
+from unmask.errors import ModelError, UsageError
+from unmask.manifest import Video
+from unmask.models import ModelConfig, build
+from unmask.provenance import USED, joined, overlap, used_digests
+from unmask.storage import Store
+from unmask.transforms import Preprocessing
+
+INPUT = Preprocessing(size_px=32, margin=1.3, mean=(0.5,) * 3, std=(0.5,) * 3)
+CPU = torch.device("cpu")
+
+
+def checkpoint(path: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """A teacher by self-blends, with random weights."""
+    plain = overridden(recipe("selfblend"), ["model.pyramid=false", "loss.mask=0"])
+    config = ModelConfig(**{"backbone": "test_efficientnet", "dropout": 0.3, **changes.pop("model", {})})
+    model = build(config, seed=seed)
+    description = Description(
+        name=path.stem,
+        version="1",
+        config=config,
+        preprocessing=changes.pop("preprocessing", INPUT),
+        calibration=changes.pop("calibration", Calibration()),
+        trained=True,
+        provenance=changes.pop("provenance", {"config": plain.to_json()}),
+    )
+    save(path, model, description)
+    return path
+
+
+def member(path: Path) -> Member:
+    return Ensemble.load([str(path)]).members[0]
+
+
+def test_the_soft_loss_is_the_cross_entropy_with_the_mean_softened_probability() -> None:
+    student, first, second = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    p = 0.75 / (1 + np.exp(-first.numpy() / 3)) + 0.25 / (1 + np.exp(-second.numpy() / 3))
+    q = 1 / (1 + np.exp(-student.numpy() / 3))
+    expected = 9 * np.mean(-p * np.log(q) - (1 - p) * np.log(1 - q))
+    assert soft_loss(student, [first, second], [0.75, 0.25], 3.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_soft_loss_is_least_at_the_teachers_own_logits_and_keeps_its_slope() -> None:
+    teacher = torch.tensor([-2.0, 0.5, 3.0])
+    at_home = teacher.clone().requires_grad_(True)
+    soft_loss(at_home, [teacher], [1.0], 4.0).backward()
+    assert at_home.grad is not None
+    assert at_home.grad.abs().max() < 1e-6
+    slopes = []
+    for temperature in (20.0, 40.0):
+        away = (teacher + 0.1).requires_grad_(True)
+        soft_loss(away, [teacher], [1.0], temperature).backward()
+        assert away.grad is not None
+        slopes.append(away.grad.sum().item())
+    assert slopes[0] == pytest.approx(slopes[1], rel=0.05)  # T^2 keeps it
+
+
+def test_similarity_asks_for_likeness_and_not_for_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher_ME = torch.randn(5, 8, generator=generator)
+    turn, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
+    assert similarity(3 * teacher_ME @ turn, teacher_ME).item() == pytest.approx(0, abs=1e-10)
+    student_MD = torch.randn(5, 3, generator=generator)
+    cosines = [
+        np.array([[np.dot(s, t) / np.linalg.norm(s) / np.linalg.norm(t) for s in rows] for t in rows])
+        for rows in (student_MD.numpy(), teacher_ME.numpy())
+    ]
+    expected = np.mean((cosines[0] - cosines[1]) ** 2)
+    assert similarity(student_MD, teacher_ME).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_teachers_are_read_as_calibrated_and_at_their_own_size(tmp_path: Path) -> None:
+    large = replace(INPUT, size_px=64)
+    path = checkpoint(
+        tmp_path / "t.safetensors", preprocessing=large, calibration=Calibration(temperature=2.0, bias=1.0)
+    )
+    teachers = Teachers(Ensemble((member(path),)), DistillConfig(), INPUT, clips=False)
+    flat = torch.randint(0, 256, (3, 1, 1, 1, 3), dtype=torch.uint8).expand(3, 1, 32, 32, 3)
+    said = teachers(flat, torch.ones(3, 1, dtype=torch.bool))
+    model, _ = load(path)
+    inputs = (flat[:, 0, 0, 0].float() / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        features_ND = model.features(inputs[..., None, None].expand(3, 3, 64, 64))
+        torch.testing.assert_close(said.logits[0], model.frame_logits(features_ND) / 2 + 1, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(said.features[0], features_ND, atol=1e-4, rtol=1e-3)
+
+
+def test_a_teacher_of_frames_gives_clips_the_mean_of_its_probabilities(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "t.safetensors")
+    pixels = torch.randint(0, 256, (2, 3, 32, 32, 3), dtype=torch.uint8)
+    valid_BT = torch.tensor([[True, True, False], [True, False, False]])
+    frames = Teachers(Ensemble((member(path),)), DistillConfig(), INPUT, clips=False)(pixels, valid_BT).logits[0]
+    (found,) = Teachers(Ensemble((member(path),)), DistillConfig(), INPUT, clips=True)(pixels, valid_BT).logits
+    expected = torch.stack([frames[:2].sigmoid().mean(), frames[2].sigmoid()])
+    torch.testing.assert_close(found.sigmoid(), expected)
+
+
+def test_who_cannot_teach_is_said(tmp_path: Path) -> None:
+    clips = checkpoint(tmp_path / "clips.safetensors", model={"head": "temporal", "window": 2})
+    close = checkpoint(tmp_path / "close.safetensors", preprocessing=replace(INPUT, margin=1.0))
+    opinions = checkpoint(tmp_path / "mos.safetensors", model={"head": "temporal", "task": "mos"})
+    for path, error, says in (
+        (clips, UsageError, "clips.safetensors judges clips and its student would not: set model.head=temporal"),
+        (close, UsageError, r"takes crops with margin=1.0 and its student 1.3: make them one"),
+        (opinions, ModelError, "mos predicts how real people find a fake"),
+    ):
+        with pytest.raises(error, match=says):
+            Teachers(Ensemble((member(path),)), DistillConfig(), INPUT, clips=False)
+    silent = checkpoint(tmp_path / "silent.safetensors", provenance={})
+    with pytest.raises(UsageError, match="does not say how it was trained"):
+        distilled(recipe("distill"), [str(silent)], None)
+
+
+def test_the_recipe_is_that_of_the_first_teacher(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "t.safetensors", model={"pyramid": True, "window": 9})
+    config = distilled(recipe("distill"), [f"{path}:0.5", f"{path}:0.5"], "test_resnet")
+    assert (config.model.backbone, config.model.pyramid, config.model.dropout) == ("test_resnet", True, 0.3)
+    assert (config.data, config.augment) == (recipe("selfblend").data, recipe("selfblend").augment)
+    assert (config.loss.mask, config.input.size_px, config.input.margin) == (3.0, 32, 1.3)
+    assert config.distill.teachers == (f"{path}:0.5", f"{path}:0.5")
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert overridden(config, ["temperature=5", "similarity=1"]).distill.similarity == 1.0
+
+
+def test_what_teachers_were_made_from_the_student_has_seen() -> None:
+    videos = [Video(video=f"a/{n}", uri=f"{n}.mp4") for n in range(4)]
+    own, other = used_digests({"train": videos[:1]}), used_digests({"train": videos[1:2], "val": videos[2:3]})
+    assert set(overlap({USED: joined([own, other])}, videos).seen) == {0, 1, 2}
+    assert joined([own]) == own
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ten people, two frames each."""
+    folder = tmp_path_factory.mktemp("faces") / "faces"
+    clips = [
+        Clip(video=f"v{n}", faces={n: [BOX], n + 20: [BOX]}, columns={"label": 0, "identity": [f"p{n}"]})
+        for n in range(10)
+    ]
+    finished_run(Store(folder), clips, margin=1.5)
+    return str(folder)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"}, catch_exceptions=False)
+
+
+def test_a_student_by_the_command(data: str, tmp_path: Path) -> None:
+    teacher = checkpoint(tmp_path / "teacher.safetensors")
+    small = ["epochs=3", "batch=8", "ema=none", "pretrained=false", "fractions=[0.5,0.2,0.3]", "share=1.0", "lr=3e-3",
+             "loader_workers=0", "warmup_steps=0"]  # fmt: skip
+    sets = [part for each in small for part in ("--set", each)]
+    result = run(
+        "--recipe", "distill", "--teacher", teacher, "--student", "test_resnet", "--data", data,
+        "--out", tmp_path / "out", "--device", "cpu", *sets,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / COMPARISON).read_text())
+    student, taught_by = found["models"]
+    assert (student["name"], taught_by["name"]) == ("distill", "teacher")
+    weights = [
+        sum(p.numel() for p in load(p)[0].parameters()) for p in (tmp_path / "out" / "model.safetensors", teacher)
+    ]
+    assert found["weights"] == weights[0] / weights[1]
+    assert all(row["ms_per_crop"] > 0 and row["bytes"] > 4 * row["weights"] for row in found["models"])
+    assert found["auc_lost"] == taught_by["metrics"]["auc"]["value"] - student["metrics"]["auc"]["value"]
+    said = describe(tmp_path / "out" / "model.safetensors").provenance["teachers"]
+    assert said == [{"name": "teacher", "sha256": describe(teacher).sha256, "weight": 1.0}]
+    rows = json.loads((tmp_path / "out" / "seed-0" / "history.json").read_text())["epochs"]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--recipe", "distill", "--data", "x", "--out", "y"], "give --teacher CKPT"),
+        (
+            ["--recipe", "distill", "--teacher", "nowhere.safetensors", "--data", "x"],
+            "no checkpoint nowhere.safetensors",
+        ),
+        (
+            ["--recipe", "selfblend", "--teacher", "x", "--data", "x"],
+            "--teacher and --student go with --recipe distill",
+        ),
+    ],
+)
+def test_wrong_usage_is_said(arguments: list[str], says: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())

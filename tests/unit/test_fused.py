@@ -1,0 +1,308 @@
+"""Clips of RGB and depth: how they are padded, kept, augmented, masked, trained on and evaluated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from tests.depths import tiny_depth
+from tests.heads import head
+from tests.products import BOX, Clip, faked, finished_run
+from train import evaluate, fit
+from train.catalogue import Catalogue
+from train.config import TrainConfig, overridden
+from train.crops import CropReader
+from train.fused import GOOD, NO_DEPTH, padded
+from train.fused_samples import FusedMaterial, FusedSamples, Track
+from train.material import Material, pool_of
+from train.recipes import recipe
+from train.samplers import Batches, epoch_plan
+from train.splits import splits_of
+from unmask.depth import DepthEstimator, as_rgb
+from unmask.errors import ModelError, StorageError, UsageError
+from unmask.models import ForgeryModel, build
+from unmask.storage import Store
+from unmask.transforms import to_tensor
+
+CPU = torch.device("cpu")
+SETTINGS = [
+    "model.backbone=test_efficientnet", "heads=4", "layers=1", "hidden=16", "window=4", "pretrained=false",
+    "size_px=32", "depth_px=56", "copies=1", "epochs=2", "batch=8", "loader_workers=0",
+    "fractions=[0.5,0.25,0.25]", "lr=1e-3",
+]  # fmt: skip
+LARGE = (BOX[0] - 8, BOX[1] - 8, BOX[2] + 8, BOX[3] + 8)
+
+
+@pytest.fixture(scope="module")
+def depth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_depth(tmp_path_factory.mktemp("depth") / "tiny")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Eight people, each real and fake: six frames looked at, no face in the fourth, a larger face in the last."""
+    faces = {0: [BOX], 4: [BOX], 8: [BOX], 16: [BOX], 20: [LARGE]}
+    clips = []
+    for n in range(8):
+        about = {"identity": [f"p{n}"]}
+        clips.append(Clip(video=f"real/{n}", faces=faces, columns={"label": 0, **about}))
+        clips.append(Clip(video=f"fake/{n}", picture=faked, faces=faces, columns={"label": 1, **about}))
+    finished_run(Store(tmp_path / "faces"), clips, per_shard=20, margin=1.3)
+    return tmp_path / "faces"
+
+
+def configured(depth: Path, *more: str) -> TrainConfig:
+    return overridden(recipe("ffpp-fusion"), [*SETTINGS, f"input.depth={depth}", *more])
+
+
+def made(config: TrainConfig, data: Path) -> tuple[FusedMaterial, Catalogue]:
+    catalogue = Catalogue.read([str(data)])
+    preprocessing = config.input.preprocessing(config.model.backbone)
+    return FusedMaterial(catalogue, CropReader(catalogue), config, preprocessing, CPU), catalogue
+
+
+def test_faces_are_padded_and_not_resized() -> None:
+    small, wide = head(20, 30).image_HWC, head(40, 50).image_HWC
+    first, second = padded([small, wide])
+    assert first.shape == second.shape == (50, 50, 3)
+    assert np.array_equal(first[15:35, 10:40], small)
+    assert np.array_equal(second[5:45], wide)
+    assert first.sum() == small.sum()
+    assert second.sum() == wide.sum()
+
+
+def test_features_are_those_of_the_padded_faces_and_their_maps(data: Path, depth: Path) -> None:
+    """By hand: crops, maps of each, black squares as large as the largest, resized, through the backbone."""
+    material, catalogue = made(configured(depth), data)
+    rows_L, clip = material.keeper.track(0, int(catalogue.track_N[0]))
+    reader, preprocessing = CropReader(catalogue), material.keeper.extractor.preprocessing
+    crops = [reader.picture(int(row), preprocessing).image_HWC for row in rows_L]
+    assert len({crop.shape for crop in crops}) == 2
+    maps = DepthEstimator.load(str(depth), size_px=56).maps(crops)
+    rgb = to_tensor(padded(crops), preprocessing)
+    grey = to_tensor(padded([as_rgb(m) for m in maps if m is not None]), preprocessing)
+    with torch.inference_mode():
+        expected = torch.cat([material.model.backbone(rgb), material.model.backbone(grey)], 1)
+    np.testing.assert_allclose(clip.features_LE, expected.numpy(), atol=2e-3, rtol=2e-3)
+    assert (clip.state_L == GOOD).all()
+
+
+def test_what_was_made_once_is_kept_and_shared(data: Path, depth: Path) -> None:
+    config = configured(depth)
+    first = Material.of(Catalogue.read([str(data)]), config, seed=0)
+    assert isinstance(first.kept, FusedMaterial)
+    account = first.kept.keeper.account
+    clips = len(first.splits.train) * 2 + len(first.splits.val)
+    assert (account.made, account.found) == (clips, 0)
+    files = sorted((data / "clips").rglob("*.safetensors"))
+    assert len(files) == clips
+    assert account.bytes == sum(f.stat().st_size for f in files)
+    # Another head, seed and number of copies share what they have in common.
+    other = Material.of(
+        Catalogue.read([str(data)]), overridden(config, ["copies=2", "model.fusion.cross=none"]), seed=3
+    )
+    assert isinstance(other.kept, FusedMaterial)
+    shared = other.kept.keeper.account
+    assert (shared.made, shared.found) == (len(first.splits.train), clips)
+    assert shared.to_json()["hit_rate"] == pytest.approx(clips / (clips + len(first.splits.train)))
+    for setting in ("depth_px=70", "size_px=40", "strategy=dfgc"):
+        changed = overridden(config, [setting])
+        material, catalogue = made(changed, data)
+        material.keeper.track(0, int(catalogue.track_N[0]), 1)
+        assert material.keeper.account.made == 1, setting
+
+
+def test_copies_are_of_training_alone_and_of_one_draw_each(data: Path, depth: Path) -> None:
+    config = configured(depth, "copies=8")
+    material = Material.of(Catalogue.read([str(data)]), config, seed=0)
+    train, val = material.train, material.val
+    assert isinstance(train, FusedSamples)
+    assert isinstance(val, FusedSamples)
+    assert len(train.pool) == 9 * len(material.splits.train)
+    assert len(val.pool) == len(material.splits.val)
+    plain, *copies = train.tracks[:9]
+    changed = [not np.array_equal(plain.features_PE, c.features_PE) for c in copies]
+    assert sum(changed) >= 4  # one draw in eight leaves a clip as it is
+    again = Material.of(Catalogue.read([str(data)]), config, seed=5).train
+    assert isinstance(again, FusedSamples)
+    assert all(np.array_equal(a.features_PE, b.features_PE) for a, b in zip(train.tracks, again.tracks, strict=True))
+
+
+def test_missing_frames_are_masked_and_counted(data: Path, depth: Path) -> None:
+    material = Material.of(Catalogue.read([str(data)]), configured(depth, "window=8"), seed=0)
+    assert isinstance(material.train, FusedSamples)
+    plan = epoch_plan(material.train.pool, material.catalogue, material.train.config.data, seed=0, epoch=0)
+    todo = Batches(plan, 24)
+    (keys,) = list(todo)
+    batch = material.train.batch(keys)
+    assert batch.pixels.shape == (24, 8, material.train.tracks[0].features_PE.shape[1])
+    expected = torch.tensor([True, True, True, False, True, True, False, False])
+    assert (batch.valid_BT == expected).all()
+    assert batch.pixels[:, [3, 6, 7]].abs().max() == 0
+    assert isinstance(material.kept, FusedMaterial)
+    told = material.kept.told()
+    clips = 2 * len(material.splits.train)
+    assert told["train"] == {
+        "clips": clips, "clips_left_out": [], "frames": 6 * clips, "frames_masked": {"no_face": clips},
+        "clips_filled": -clips % 8,
+    }  # fmt: skip
+
+
+class Patchy(DepthEstimator):
+    """Has no map for the crops that it is told, counted over all."""
+
+    def __init__(self, inner: DepthEstimator, fails: set[int]) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.fails, self.seen = fails, 0
+
+    def maps(self, crops: Any) -> list[NDArray[np.uint8] | None]:
+        found = super().maps(crops)
+        first, self.seen = self.seen, self.seen + len(crops)
+        return [None if first + n in self.fails else each for n, each in enumerate(found)]
+
+
+def test_a_failed_map_is_masked_and_a_clip_without_any_is_left_out_and_named(
+    data: Path, depth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(depth)
+    material, catalogue = made(config, data)
+    extractor = material.keeper.extractor
+    extractor.depth = Patchy(extractor.depth, {1, *range(5, 10)})
+    pool = pool_of(catalogue, splits_of(catalogue, config, 0).train, config, "train")
+    samples = material.samples(pool, "train", copies=0, seed=0)
+    assert len(samples.pool) == len(pool) - 1
+    assert samples.tracks[0].valid_P.tolist() == [True, False, True, False, True, True]
+    assert material.report["train"]["frames_masked"] == {"depth_failed": 6, "no_face": len(pool)}
+    name = catalogue.videos[pool.video_U[1]].key
+    assert material.report["train"]["clips_left_out"] == [f"{name} copy 0"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"a clip of train is left out, such as {name} copy 0: every frame of it is masked (6 depth_failed" in said
+    nothing, _ = made(overridden(config, ["depth_px=70"]), data)
+    nothing.keeper.extractor.depth = Patchy(nothing.keeper.extractor.depth, set(range(1000)))
+    with pytest.raises(UsageError, match=r"no clip of the split val has a frame with a depth map \(10 depth_failed"):
+        nothing.samples(
+            pool_of(catalogue, splits_of(catalogue, config, 0).val[:2], config, "val"), "val", copies=0, seed=0
+        )
+
+
+def test_a_file_that_was_cut_short_is_made_again(data: Path, depth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(depth)
+    before = Material.of(Catalogue.read([str(data)]), config, seed=0)
+    file = sorted((data / "clips").rglob("*.safetensors"))[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    after = Material.of(Catalogue.read([str(data)]), config, seed=0)
+    assert f"{file.name} is cut short or of other faces; it is made again" in " ".join(capsys.readouterr().err.split())
+    assert file.read_bytes() == whole
+    assert isinstance(after.kept, FusedMaterial)
+    assert (after.kept.keeper.account.made, after.kept.keeper.account.damaged) == (1, 1)
+    assert isinstance(before.train, FusedSamples)
+    assert isinstance(after.train, FusedSamples)
+    pairs = zip(before.train.tracks, after.train.tracks, strict=True)
+    assert all(np.array_equal(a.features_PE, b.features_PE) for a, b in pairs)
+
+
+def test_features_of_another_configuration_are_refused(data: Path, depth: Path) -> None:
+    config = configured(depth)
+    Material.of(Catalogue.read([str(data)]), config, seed=0)
+    record = sorted((data / "clips").rglob("key.json"))[0]
+    record.write_text(record.read_text().replace('"format": 1', '"format": 0'))
+    with pytest.raises(
+        StorageError, match=r"clips/\w+ are of another configuration than this one.*: remove that folder"
+    ):
+        Material.of(Catalogue.read([str(data)]), config, seed=0)
+
+
+def test_places_follow_the_frames() -> None:
+    class Kept:
+        features_LE = np.ones((4, 2), np.float16)
+        state_L = np.array([GOOD, GOOD, NO_DEPTH, GOOD], np.uint8)
+
+    frames = np.array([10, 20, 31, 60], np.int32)
+    track = Track.of(np.arange(4), Kept(), frames, np.array([True, False, True, True]))  # type: ignore[arg-type]
+    assert track.valid_P.tolist() == [True, False, False, False, False, True]
+    assert track.masked == {"depth_failed": 1, "no_face": 2, "left_out": 1}
+
+
+def run(app: Any, *arguments: object) -> Any:
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"}, catch_exceptions=False)
+
+
+def test_from_crops_to_an_evaluation_by_two_commands(data: Path, depth: Path, tmp_path: Path) -> None:
+    sets = [part for each in (*SETTINGS, f"input.depth={depth}") for part in ("--set", each)]
+    out = tmp_path / "out"
+    result = run(fit.app, "--recipe", "ffpp-fusion", "--data", data, "--out", out, "--device", "cpu", *sets)
+    assert result.exit_code == 0, result.output
+    told = json.loads((out / "seed-0" / "clips.json").read_text())
+    assert told["kept_features"]["made"] == told["kept_features"]["clips"] > 0
+    document = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    assert document["results"]["overall"]["video"]["metrics"]["auc"]["value"] is not None
+    model = out / "model.safetensors"
+    result = run(evaluate.app, "--model", model, "--data", data, "--split", "unseen", "--out", tmp_path / "e")
+    assert result.exit_code == 0, result.output
+    assert "features of 4 clips: 4 kept, 0 made" in " ".join(result.stderr.split())
+    again = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert again["videos"] == document["videos"]
+    result = run(evaluate.app, "--model", model, "--data", data, "--split", "unseen", "--out", tmp_path / "e",
+                 "--robustness")  # fmt: skip
+    assert result.exit_code == 2
+    assert "which are kept for clean crops: leave out --robustness" in " ".join(result.stderr.split())
+    weights = depth / "model.safetensors"
+    moved = weights.rename(tmp_path / "gone")
+    result = run(evaluate.app, "--model", model, "--data", data, "--split", "unseen", "--out", tmp_path / "e")
+    moved.rename(weights)
+    assert result.exit_code == 2
+    assert "holds no depth network in safetensors" in " ".join(result.stderr.split())
+
+
+def test_scores_of_a_video_are_of_windows_of_its_features(data: Path, depth: Path) -> None:
+    """The tally's windows end with each face and begin anew after a gap."""
+    from unmask.checkpoints import Description
+    from unmask.records import Faces
+    from unmask.scoring import ScoringOptions
+    from unmask.tally import Tally
+    from unmask.tracks import Sighting, TrackedFrame
+
+    config = configured(depth, "window=2")
+    model: ForgeryModel = build(config.model)
+    description = Description(
+        name="f", version="1", config=config.model, preprocessing=config.input.preprocessing("test_efficientnet")
+    )
+    features_NE = np.random.default_rng(0).normal(size=(4, model.frame_dim)).astype(np.float32)
+    faces = Faces(np.array([BOX], np.float32), np.ones(1, np.float32), np.zeros((1, 5, 2), np.float32))
+    frames = [(TrackedFrame(float(n), n, faces, [Sighting(0, n == 3)], None), features_NE[n : n + 1]) for n in range(4)]
+    tally = Tally(model, description, ScoringOptions(min_face_px=1))
+    scores = np.concatenate([found for _, found in tally.follow(frames)])
+    windows = [[0], [0, 1], [1, 2], [3]]
+    for score, window in zip(scores, windows, strict=True):
+        clip = torch.from_numpy(features_NE[window])[None]
+        logit = model.clip_logits(clip, torch.ones(1, len(window), dtype=torch.bool)).item()
+        assert score == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["freeze=none"], "keeps its own features: it needs loop.freeze=backbone"),
+        (["draw=pairs"], "takes data.draw=all or balanced"),
+        (["copies=0"], "set data.copies and augment.strategy, or neither"),
+        (["head=temporal"], "data.copies goes with model.head=fusion"),
+        (["copies=-1"], "data.copies is 0 or more"),
+        (["alignment=0.1"], "this model.head takes clips"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        overridden(recipe("ffpp-fusion"), settings)
+
+
+def test_depth_weights_that_are_missing_are_said(data: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"there is no folder .*nowhere with depth weights"):
+        Material.of(Catalogue.read([str(data)]), config, seed=0)

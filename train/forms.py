@@ -1,0 +1,182 @@
+"""A model in the forms it is shipped in: as a checkpoint, as ONNX and in 8 bits, and what each says of the same people.
+
+Axes: N samples (frames or clips), T frames of a clip, H rows, W columns, C = 3 channels; K samples of a split.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from train.augment import BLENDS
+from train.catalogue import Catalogue
+from train.clips import Batch, Samples, batches
+from train.config import TrainConfig
+from train.crops import CropReader
+from train.material import pool_of
+from train.network import Network
+from train.samplers import Key
+from train.splits import splits_of
+from train.validation import keys_of
+from unmask.checkpoints import Description
+from unmask.errors import UsageError
+from unmask.metrics import Detections
+from unmask.models import ForgeryModel
+from unmask.onnx_export import OnnxModel
+
+__all__ = ["Forms"]
+
+_BATCH, _RANGES, _SEED = 8, 64, 1
+
+
+class Forms:
+    """One model, and the data that it was trained on.
+
+    Args:
+        model: On the CPU.
+        description: Its own: it says how the model was trained, and with that who was left for the test.
+        data: Outputs of `unmask preprocess`.
+
+    Raises:
+        UsageError: The model does not say how it was trained, or nobody was left for the test.
+    """
+
+    def __init__(self, model: ForgeryModel, description: Description, data: Sequence[str]) -> None:
+        description.check_detects()
+        self._model, self._description = model, description
+        try:
+            self._config = TrainConfig.from_json(description.provenance["config"])
+        except (KeyError, UsageError) as error:
+            raise UsageError(
+                f"{description.name} does not say how it was trained ({error}), so nobody can tell who was left for a "
+                "test: leave out --data"
+            ) from None
+        self._catalogue = Catalogue.read(data)
+        self._catalogue.check_covers(description.preprocessing)
+        self._splits = splits_of(self._catalogue, self._config, 0)
+        if not self._splits.test:
+            raise UsageError("nobody was left for the test: set data.fractions with a third share above 0 in training")
+
+    def measured(self, paths: Sequence[Path]) -> dict[str, Any]:
+        """What the checkpoint and its exported forms say of the people who were left.
+
+        Args:
+            paths: ONNX files of this model.
+
+        Returns:
+            As JSON can say it: of each form its size, time, AUC, and the largest difference of a probability.
+        """
+        samples = self._samples("test", self._splits.test)
+        keys = keys_of(samples)
+        network = Network(self._model, self._description.preprocessing)
+        size = sum(t.numel() * t.element_size() for t in self._model.state_dict().values())
+        forms: list[tuple[str, int, Callable[[Batch], NDArray[Any]]]] = [
+            ("checkpoint", size, lambda batch: _of_network(network, batch))
+        ]
+        for path in paths:
+            exported = OnnxModel(path, threads=torch.get_num_threads())
+            forms.append((path.name, path.stat().st_size, lambda batch, of=exported: _of_onnx(of, batch)))  # type: ignore[misc]
+        label_K = np.array([float(k.blend) or float(samples.pool.label_U[k.unit]) for k in keys])
+        logits: list[list[NDArray[Any]]] = [[] for _ in forms]
+        seconds = np.zeros(len(forms))
+        for batch in self._batches(samples, keys):
+            for n, (_, _, run) in enumerate(forms):
+                began = time.perf_counter()
+                logits[n].append(run(batch))
+                seconds[n] += time.perf_counter() - began
+        probabilities = [self._description.calibration.probability(np.concatenate(parts)) for parts in logits]
+        aucs = [Detections(p, label_K).auc() for p in probabilities]
+        rows = [
+            {
+                "name": name,
+                "bytes": size,
+                "ms_per_sample": round(1000 * took / len(keys), 3),
+                "auc": auc,
+                "auc_lost": aucs[0] - auc,
+                "largest_difference": float(np.abs(p - probabilities[0]).max()),
+            }
+            for (name, size, _), took, auc, p in zip(forms, seconds, aucs, probabilities, strict=True)
+        ]
+        level = "frame" if samples.length == 1 else "clip"
+        return {"videos": len(self._splits.test), "samples": len(keys), "level": level, "forms": rows}
+
+    def write_int8(self, plain: Path, path: Path) -> None:
+        """Write a form of 8 bits: weights and what goes between layers; ranges from people of training.
+
+        Args:
+            plain: The model as ONNX.
+            path: Where.
+        """
+        from onnxruntime import quantization
+
+        samples = self._samples("train", self._splits.train)
+        given = self._given(samples)
+        with TemporaryDirectory() as scratch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ready = Path(scratch) / "ready.onnx"
+            quantization.quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(ready),
+                str(path),
+                _Ranges(given),
+                per_channel=True,
+                # What follows the backbone is small, and sums over time are not to be rounded.
+                op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            )
+
+    def _given(self, samples: Samples) -> Iterator[dict[str, NDArray[Any]]]:
+        keys = keys_of(samples)
+        chosen = [keys[n] for n in np.linspace(0, len(keys) - 1, min(_RANGES, len(keys))).astype(int)]
+        for batch in self._batches(samples, chosen):
+            yield _inputs(batch, clips=self._model.is_temporal)
+
+    def _batches(self, samples: Samples, keys: list[Key]) -> Iterator[Batch]:
+        yield from batches(samples, [keys[k : k + _BATCH] for k in range(0, len(keys), _BATCH)], workers=0)
+
+    def _samples(self, name: str, videos: Sequence[int]) -> Samples:
+        config = self._config
+        return Samples(
+            self._catalogue,
+            CropReader(self._catalogue),
+            pool_of(self._catalogue, videos, config, name),
+            config,
+            self._description.preprocessing,
+            blend=BLENDS[config.augment.blends] if config.data.draw == "selfblend" else None,
+            seed=_SEED,
+        )
+
+
+class _Ranges:
+    """For ONNX Runtime: the inputs by which ranges are found, one after the other."""
+
+    def __init__(self, given: Iterator[dict[str, NDArray[Any]]]) -> None:
+        self._given = given
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """The next input, or None at the end."""
+        return next(self._given, None)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        return self._given
+
+
+def _inputs(batch: Batch, *, clips: bool) -> dict[str, NDArray[Any]]:
+    if clips:
+        return {"pixels": batch.pixels.numpy(), "valid": batch.valid_BT.numpy()}
+    return {"pixels": batch.pixels[batch.valid_BT].numpy()}
+
+
+def _of_network(network: Network, batch: Batch) -> NDArray[Any]:
+    with torch.inference_mode():
+        found: NDArray[Any] = network.logits(batch, torch.device("cpu")).numpy()
+    return found
+
+
+def _of_onnx(exported: OnnxModel, batch: Batch) -> NDArray[Any]:
+    return exported.logits(*_inputs(batch, clips=exported.takes_clips).values())

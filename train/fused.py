@@ -1,0 +1,327 @@
+"""Features of RGB and depth by clip, computed once and kept beside the crops: what a fusion head is trained on (S4).
+
+The faces of a track are padded with black to the track's largest face, not resized to it, so that a face that comes
+nearer is seen to. Copies with an augmentation are made of tracks of training alone, one draw for a whole track. Files
+lie in `clips/<key>/` of the dataset; the key is a digest of every setting, so that runs share what they have in common.
+
+Axes: L faces of a track, T frames of a clip, D features, E = 2 D: of RGB, then of depth; H rows, W columns.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse
+from safetensors.numpy import save as packed
+
+from train.augment import Picture, Strategy, strategy
+from train.catalogue import Catalogue
+from train.config import TrainConfig
+from train.crops import CropReader
+from train.embedding import Embedded
+from train.ensemble import Member
+from unmask.console import say
+from unmask.depth import DepthEstimator, as_rgb
+from unmask.errors import StorageError, UsageError
+from unmask.models import ForgeryModel
+from unmask.storage import Store
+from unmask.transforms import Preprocessing, to_tensor
+
+__all__ = ["Account", "Clip", "Extractor", "Keeper", "fused", "padded"]
+
+_FORMAT = 1
+_BATCH = 16
+GOOD, NO_DEPTH, DAMAGED = 0, 1, 2
+"""What became of a face: its features are there; its depth map says nothing; its crop cannot be read."""
+REASONS = {NO_DEPTH: "depth_failed", DAMAGED: "crop_damaged"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """The features of one track.
+
+    Args:
+        features_LE: float16 (L, 2 D); zeros where a face is not good.
+        state_L: uint8 (L,): GOOD, NO_DEPTH or DAMAGED.
+    """
+
+    features_LE: NDArray[np.float16]
+    state_L: NDArray[np.uint8]
+
+
+def padded(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    """Images in the middle of black squares, all as large as the longest side among them, uint8 (S, S, 3)."""
+    side = max(max(image.shape[:2]) for image in images)
+    out = []
+    for image_HWC in images:
+        height, width = image_HWC.shape[:2]
+        square_SSC = np.zeros((side, side, 3), np.uint8)
+        top, left = (side - height) // 2, (side - width) // 2
+        square_SSC[top : top + height, left : left + width] = image_HWC
+        out.append(square_SSC)
+    return out
+
+
+class Extractor:
+    """Makes the features of tracks.
+
+    Args:
+        model: Its backbone sees RGB and depth; it stands still.
+        preprocessing: The model's.
+        depth: Makes the depth maps.
+    """
+
+    def __init__(self, model: ForgeryModel, preprocessing: Preprocessing, depth: DepthEstimator) -> None:
+        self.model, self.preprocessing, self.depth = model.eval(), preprocessing, depth
+        self._device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Picture | None]) -> Clip:
+        """The features of a track: its faces in order of time, None for those that cannot be read."""
+        state_L = np.array([DAMAGED if p is None else GOOD for p in pictures], np.uint8)
+        features_LE = np.zeros((len(pictures), 2 * self.model.dim), np.float16)
+        crops = [p.image_HWC for p in pictures if p is not None]
+        maps = self.depth.maps(crops)
+        state_L[state_L == GOOD] = [NO_DEPTH if m is None else GOOD for m in maps]
+        if crops:
+            depths = [np.zeros_like(c) if m is None else as_rgb(m) for c, m in zip(crops, maps, strict=True)]
+            pairs = zip(padded(crops), padded(depths), maps, strict=True)
+            good = [(rgb, depth) for rgb, depth, found in pairs if found is not None]
+            parts = [self._features(good[k : k + _BATCH]) for k in range(0, len(good), _BATCH)]
+            if parts:
+                features_LE[state_L == GOOD] = np.concatenate(parts)
+        return Clip(features_LE, state_L)
+
+    def _features(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> NDArray[np.float16]:
+        rgb, depth = (to_tensor([p[n] for p in pairs], self.preprocessing, self._device) for n in (0, 1))
+        features_NE = self.model.fused_features(rgb, depth).float().cpu().numpy()
+        return features_NE.astype(np.float16)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that shapes the features, as JSON can say it."""
+        said = {
+            "format": _FORMAT,
+            "backbone": self.model.config.backbone,
+            "weights": _digest(self.model),
+            "preprocessing": self.preprocessing.to_json(),
+            "depth": self.depth.to_json(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(said))
+        return plain
+
+
+def _digest(model: ForgeryModel) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.backbone.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@dataclass(slots=True)
+class Account:
+    """What keeping came to."""
+
+    found: int = 0
+    made: int = 0
+    damaged: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    reading_seconds: float = 0.0
+    states: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        clips = self.found + self.made
+        return {
+            "clips": clips,
+            "from_cache": self.found,
+            "hit_rate": self.found / max(clips, 1),
+            "made": self.made,
+            "damaged_files": self.damaged,
+            "bytes_per_clip": round(self.bytes / max(clips, 1)),
+            "seconds_making": round(self.seconds, 3),
+            "seconds_reading": round(self.reading_seconds, 3),
+            "faces_masked": dict(sorted(self.states.items())),
+        }
+
+    def __str__(self) -> str:
+        lost = "".join(f", {count:,} {why}" for why, count in sorted(self.states.items()))
+        return (
+            f"features of {self.found + self.made:,} clips: {self.found:,} kept, {self.made:,} made in "
+            f"{self.seconds:.1f} s, {self.bytes / max(self.found + self.made, 1) / 1000:.1f} kB a clip{lost}"
+        )
+
+
+class Keeper:
+    """Gives the features of tracks: those that are kept, or made now and kept for the next time.
+
+    Args:
+        catalogue: All faces.
+        reader: Their crops.
+        extractor: Makes features.
+        augment: Of copies.
+    """
+
+    def __init__(self, catalogue: Catalogue, reader: CropReader, extractor: Extractor, augment: str = "none") -> None:
+        self._catalogue, self._reader, self.extractor = catalogue, reader, extractor
+        self._augment = augment
+        self._strategy = None if augment == "none" else strategy(augment, extractor.preprocessing.size_HW)
+        self.account = Account()
+        self._settings = extractor.settings()
+        self._checked: set[str] = set()
+
+    def track(self, video: int, track: int, copy: int = 0) -> tuple[NDArray[np.int64], Clip]:
+        """The faces of a track by number in the catalogue, and their features.
+
+        Args:
+            video: By number.
+            track: Which of its tracks.
+            copy: 0 for the faces as they are; from 1 on, copies with an augmentation of their own each.
+
+        Raises:
+            StorageError: Files cannot be read or written, or were put there from another configuration.
+        """
+        rows_L = self._catalogue.faces_of(video)
+        rows_L = rows_L[(self._catalogue.track_N[rows_L] == track) & ~self._catalogue.corrupt_N[rows_L]]
+        about = self._catalogue.videos[video]
+        store = self._catalogue.stores[about.dataset]
+        folder = self._folder(store, copy)
+        name = f"{folder}/{about.about.video.removeprefix(f'{about.dataset}/')}-{track}-{copy}.safetensors"
+        began = time.perf_counter()
+        clip = self._kept(store, name, rows_L)
+        if clip is None:
+            clip = self._made(store, name, rows_L, copy)
+            self.account.made, self.account.seconds = self.account.made + 1, self.account.seconds + _since(began)
+        else:
+            self.account.found, self.account.reading_seconds = (
+                self.account.found + 1, self.account.reading_seconds + _since(began),
+            )  # fmt: skip
+        for state, why in REASONS.items():
+            if count := int((clip.state_L == state).sum()):
+                self.account.states[why] = self.account.states.get(why, 0) + count
+        return rows_L, clip
+
+    def _folder(self, store: Store, copy: int) -> str:
+        said = {**self._settings, "augment": self._augment if copy else "none"}
+        key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        folder = f"clips/{key}"
+        if f"{store.uri} {key}" not in self._checked:
+            self._check(store, f"{folder}/key.json", said)
+            self._checked.add(f"{store.uri} {key}")
+        return folder
+
+    @staticmethod
+    def _check(store: Store, name: str, said: Mapping[str, Any]) -> None:
+        if not store.exists(name):
+            return store.write(name, (json.dumps(said, indent=1) + "\n").encode())
+        try:
+            there = json.loads(store.read(name))
+        except ValueError:
+            there = None
+        if there != said:
+            raise StorageError(
+                f"the features in {store.shown}/{name.rpartition('/')[0]} are of another configuration than this one, "
+                "although the folder's name says otherwise: remove that folder"
+            )
+        return None
+
+    def _kept(self, store: Store, name: str, rows_L: NDArray[np.int64]) -> Clip | None:
+        if not store.exists(name):
+            return None
+        data = store.read(name)
+        try:
+            tensors = parse(data)
+            clip = Clip(tensors["features"], tensors["state"])
+            whole = clip.features_LE.shape == (len(rows_L), 2 * self.extractor.model.dim)
+            same = np.array_equal(tensors["frames"], self._catalogue.frame_N[rows_L])
+        except (SafetensorError, KeyError, ValueError):
+            whole = same = False
+        if not (whole and same):
+            self.account.damaged += 1
+            say(f"{store.shown}/{name} is cut short or of other faces; it is made again")
+            return None
+        self.account.bytes += len(data)
+        return clip
+
+    def _made(self, store: Store, name: str, rows_L: NDArray[np.int64], copy: int) -> Clip:
+        pictures = [self._picture(int(row)) for row in rows_L]
+        if copy and self._strategy is not None:
+            pictures = _augmented(pictures, self._strategy, name)
+        clip = self.extractor(pictures)
+        frames_L = self._catalogue.frame_N[rows_L]
+        data = packed({"features": clip.features_LE, "state": clip.state_L, "frames": frames_L})
+        store.write(name, data)
+        self.account.bytes += len(data)
+        return clip
+
+    def _picture(self, row: int) -> Picture | None:
+        try:
+            return self._reader.picture(row, self.extractor.preprocessing)
+        except StorageError:
+            return None
+
+
+def _augmented(pictures: Sequence[Picture | None], how: Strategy, name: str) -> list[Picture | None]:
+    """One draw for a whole track; the same for the same track and copy in every run."""
+    seed = int.from_bytes(hashlib.blake2b(name.partition("/")[2].encode(), digest_size=8).digest(), "little")
+    changed = iter(how.draw(np.random.default_rng(seed)).apply_clip([p for p in pictures if p is not None]))
+    return [None if p is None else next(changed) for p in pictures]
+
+
+def _since(began: float) -> float:
+    return time.perf_counter() - began
+
+
+def fused(
+    member: Member, catalogue: Catalogue, reader: CropReader, videos: Sequence[NDArray[np.int64]], *, changed: bool
+) -> Iterator[Embedded]:
+    """As `train.embedding.embedded`, for a model with a fusion head: features of RGB and depth, kept.
+
+    Args:
+        member: The model.
+        catalogue: All faces.
+        reader: Of the crops.
+        videos: Of each video, the numbers of its faces, in order of time.
+        changed: Whether somebody wants the crops perturbed.
+
+    Raises:
+        UsageError: So it is; or the model does not say which depth maps it was trained on.
+        ModelError: The depth weights cannot be had, or are others now.
+    """
+    if changed:
+        raise UsageError(f"{member.name} takes depth maps, which are kept for clean crops: leave out --robustness")
+    keeper = Keeper(catalogue, reader, Extractor(member.model, member.description.preprocessing, _depth_of(member)))
+    for rows_N in videos:
+        features_NE = np.full((len(rows_N), member.model.frame_dim), np.nan, np.float32)
+        whole_N = np.zeros(len(rows_N), np.bool_)
+        for track in np.unique(catalogue.track_N[rows_N]).tolist():
+            rows_L, clip = keeper.track(int(catalogue.video_N[rows_N[0]]), track)
+            place = {int(row): n for n, row in enumerate(rows_L) if clip.state_L[n] == GOOD}
+            for n, row in enumerate(rows_N.tolist()):
+                if row in place:
+                    features_NE[n], whole_N[n] = clip.features_LE[place[row]], True
+        yield Embedded(rows_N, features_NE, whole_N)
+    say(str(keeper.account))
+
+
+def _depth_of(member: Member) -> DepthEstimator:
+    provenance = member.description.provenance
+    try:
+        config, wanted = TrainConfig.from_json(provenance["config"]), provenance["depth"]["sha256"]
+    except (KeyError, TypeError, UsageError) as error:
+        raise UsageError(f"{member.given} does not say which depth maps it was trained on ({error})") from None
+    device = next(member.model.parameters()).device
+    depth = DepthEstimator.load(config.input.depth, device=device, size_px=config.input.depth_px)
+    if depth.sha256 != wanted:
+        raise UsageError(
+            f"the depth weights {depth.name} are others than {member.given} was trained with: put them back"
+        )
+    return depth

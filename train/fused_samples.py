@@ -1,0 +1,226 @@
+"""Clips of kept features for a fusion head: masks where a frame has no face or no depth map, batches always full.
+
+Axes: T frames of a clip, E features of a frame, U units of a pool (a track and one of its copies), L faces of a track.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from train.catalogue import Catalogue
+from train.clips import Batch, Samples
+from train.config import TrainConfig
+from train.crops import CropReader
+from train.fused import GOOD, REASONS, Clip, Extractor, Keeper
+from train.samplers import Key, Pool
+from unmask.console import say
+from unmask.depth import DepthEstimator
+from unmask.errors import UsageError
+from unmask.models import ForgeryModel, build
+from unmask.transforms import Preprocessing
+
+__all__ = ["FusedMaterial", "FusedSamples", "Track"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """A unit's frames as the model takes them.
+
+    Args:
+        features_PE: float16 (P, E): a place for each frame that was asked for, from the track's first to its last.
+        valid_P: bool (P,).
+        face: The first face, by number in the catalogue.
+        masked: Why places are masked, and how many.
+    """
+
+    features_PE: NDArray[np.float16]
+    valid_P: NDArray[np.bool_]
+    face: int
+    masked: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls, rows_L: NDArray[np.int64], clip: Clip, frame_L: NDArray[np.int32], kept_L: NDArray[np.bool_]
+    ) -> "Track":
+        """Spread the faces of a track over the frames that were looked at.
+
+        Args:
+            rows_L: The faces, by number in the catalogue.
+            clip: Their features.
+            frame_L: The frames they are in.
+            kept_L: Which of them the configuration takes.
+        """
+        place_L = _places(frame_L)
+        features_PE = np.zeros((int(place_L[-1]) + 1, clip.features_LE.shape[1]), np.float16)
+        valid_P = np.zeros(len(features_PE), np.bool_)
+        good_L = kept_L & (clip.state_L == GOOD)
+        features_PE[place_L[good_L]], valid_P[place_L[good_L]] = clip.features_LE[good_L], True
+        masked = {why: int((clip.state_L == state).sum()) for state, why in REASONS.items()}
+        masked |= {"no_face": len(features_PE) - len(rows_L), "left_out": int((~kept_L).sum())}
+        return cls(features_PE, valid_P, int(rows_L[0]), {k: v for k, v in masked.items() if v})
+
+
+def _places(frame_L: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where each face stands if a place is left for every frame that was looked at; frames are about as far apart."""
+    step = max(float(np.median(np.diff(frame_L))), 1.0) if len(frame_L) > 1 else 1.0
+    places: list[int] = []
+    for frame in frame_L.tolist():
+        wanted = round((frame - int(frame_L[0])) / step)
+        places.append(max(wanted, places[-1] + 1) if places else 0)
+    return np.array(places, np.int64)
+
+
+class FusedSamples(Samples):
+    """Samples of kept features.
+
+    Args:
+        catalogue: All faces.
+        reader: Their crops.
+        pool: One unit for each track and copy that has a valid frame.
+        config: Of the run.
+        preprocessing: The model's.
+        tracks: Of each unit.
+        seed: Of all random numbers.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        reader: CropReader,
+        pool: Pool,
+        config: TrainConfig,
+        preprocessing: Preprocessing,
+        tracks: Sequence[Track],
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(catalogue, reader, pool, config, preprocessing, seed=seed)
+        self.tracks = tracks
+
+    def clip(self, key: Key) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+        """T places in a row from a random start, at least one of them valid: features (T, E), and valid (T,)."""
+        track, length = self.tracks[key.unit], self.length
+        rng = np.random.default_rng([self.seed, key.epoch + 1, key.position])
+        starts = np.arange(max(len(track.valid_P) - length, 0) + 1)
+        usable = [start for start in starts.tolist() if track.valid_P[start : start + length].any()]
+        start = int(rng.choice(usable))
+        features_TE = np.zeros((length, track.features_PE.shape[1]), np.float16)
+        valid_T = np.zeros(length, np.bool_)
+        part = slice(start, start + length)
+        count = len(track.valid_P[part])
+        features_TE[:count], valid_T[:count] = track.features_PE[part], track.valid_P[part]
+        return features_TE, valid_T
+
+    def batch(self, keys: Sequence[Key]) -> Batch:
+        """The batch of some keys."""
+        clips = [self.clip(key) for key in keys]
+        units = [key.unit for key in keys]
+        return Batch(
+            pixels=torch.from_numpy(np.stack([features for features, _ in clips])),
+            valid_BT=torch.from_numpy(np.stack([valid for _, valid in clips])),
+            label_B=torch.from_numpy(self.pool.label_U[units]),
+            unit_B=torch.tensor(units),
+            mask=None,
+            faces=tuple(self.tracks[unit].face for unit in units),
+            substituted=0,
+            unchanged=0,
+        )
+
+
+class FusedMaterial:
+    """Gathers the clips of a run, and says what became of them.
+
+    Args:
+        catalogue: All faces.
+        reader: Their crops.
+        config: Of the run.
+        preprocessing: The model's.
+        device: Where features are made.
+
+    Raises:
+        UsageError: The extra `depth` is not installed.
+        ModelError: The weights of the backbone or of the depth network cannot be had.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        reader: CropReader,
+        config: TrainConfig,
+        preprocessing: Preprocessing,
+        device: torch.device,
+    ) -> None:
+        self._catalogue, self._reader, self._config, self._preprocessing = catalogue, reader, config, preprocessing
+        weights = Path(config.weights) if config.weights else None
+        self.model = build(config.model, pretrained=config.pretrained and not weights, weights=weights).to(device)
+        depth = DepthEstimator.load(config.input.depth, device=device, size_px=config.input.depth_px)
+        extractor = Extractor(self.model, preprocessing, depth)
+        self.keeper = Keeper(catalogue, reader, extractor, config.augment.strategy)
+        self.report: dict[str, Any] = {}
+
+    def samples(self, pool: Pool, name: str, *, copies: int, seed: int) -> FusedSamples:
+        """The samples of one split.
+
+        Args:
+            pool: Its videos' main tracks.
+            name: Of the split.
+            copies: Augmented ones of each track, beside the track itself.
+            seed: Of all random numbers.
+
+        Raises:
+            UsageError: No clip has a valid frame.
+            StorageError: Features cannot be read or written.
+        """
+        masked: dict[str, int] = {}
+        left_out: list[str] = []
+        units: list[tuple[int, Track]] = []
+        for unit in range(len(pool)):
+            for copy in range(copies + 1):
+                track = self._track(pool, unit, copy)
+                for why, count in track.masked.items():
+                    masked[why] = masked.get(why, 0) + count
+                if track.valid_P.any():
+                    units.append((unit, track))
+                else:
+                    left_out.append(f"{self._catalogue.videos[pool.video_U[unit]].key} copy {copy}")
+        if left_out:
+            many = f"{len(left_out):,} clips of {name} are" if len(left_out) > 1 else f"a clip of {name} is"
+            say(f"{many} left out, such as {left_out[0]}: every frame of it is masked ({_counts(masked)})")
+        if not units:
+            raise UsageError(f"no clip of the split {name} has a frame with a depth map ({_counts(masked)})")
+        numbers = [unit for unit, _ in units]
+        kept = Pool([pool.faces[n] for n in numbers], pool.video_U[numbers], pool.label_U[numbers])
+        batch = self._config.loop.batch
+        self.report[name] = {
+            "clips": len(units),
+            "clips_left_out": left_out,
+            "frames": int(sum(len(track.valid_P) for _, track in units)),
+            "frames_masked": masked,
+            # The last batch of an epoch that takes every clip once begins the list again.
+            "clips_filled": -len(units) % batch if name == "train" else 0,
+        }
+        tracks = [track for _, track in units]
+        return FusedSamples(self._catalogue, self._reader, kept, self._config, self._preprocessing, tracks, seed=seed)
+
+    def _track(self, pool: Pool, unit: int, copy: int) -> Track:
+        rows_N = pool.faces[unit]
+        track = int(self._catalogue.track_N[rows_N[0]])
+        rows_L, clip = self.keeper.track(int(pool.video_U[unit]), track, copy)
+        return Track.of(rows_L, clip, self._catalogue.frame_N[rows_L], np.isin(rows_L, rows_N))
+
+    def told(self) -> dict[str, Any]:
+        """The report: what was masked, left out and filled, and what keeping the features came to."""
+        return {**self.report, "kept_features": self.keeper.account.to_json()}
+
+    def start(self, model: ForgeryModel) -> None:
+        """Give a model the backbone that the features came from."""
+        model.backbone.load_state_dict(self.model.backbone.state_dict())
+
+
+def _counts(masked: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {why}" for why, count in sorted(masked.items())) or "none"
