@@ -31,6 +31,8 @@ _FAILURES = (
     "Its real clips are photographs that were set in motion. Real video has motion, blur and compression that these "
     "lack, so its scores on real video are less reliable than those on the test people; the table of real clips shows "
     "how they come out.",
+    "The families by themselves show what it misses most: changes of single features of a face, and of the share of "
+    "fine detail alone. A clip whose face had another colour, plain to any eye, got a low score.",
     "It knows what blending leaves. Faces that are generated as a whole, without a seam, and fakes whose seams were "
     "compressed away, are outside of what it was made for.",
     "Beauty filters, face make-up in software and virtual backgrounds blend too, and may be called manipulated.",
@@ -52,7 +54,7 @@ def sections(
     """The sections that follow the description.
 
     Args:
-        facts: People by split, number of weights, speed.
+        facts: People by split, number of weights, speed, and how the weights came about, where that is to be said.
         measured: Metrics by condition and model, on people of the test.
         robust: A row a perturbation and severity.
         scored: A row a labelled clip.
@@ -73,14 +75,15 @@ def sections(
         f"called manipulated (the false-positive rate), {shared['fake_called_authentic']:.1%} of the fakes authentic, "
         f"and {shared['inconclusive']:.1%} of all get no verdict. Small, blurred and far turned faces get none either.",
     )
+    history = (facts["history"],) if facts["history"] else ()
     found = [
         Section("Data", data),
-        Section("Method", _METHOD),
+        Section("Method", (*_METHOD, *history)),
         Section("Size and speed", size),
         Section("Operating point", point),
         _heldout(measured),
         _compared(measured),
-        _robustness(robust),
+        _robustness(robust) if robust else Section("Robustness", ("It was not measured for this release.",)),
     ]
     if scored:
         found.append(_clips(scored))

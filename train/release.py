@@ -43,6 +43,9 @@ def release(
     plain_model: Annotated[
         Path | None, typer.Option("--plain-model", help="Take what selfblend has made already.")
     ] = None,
+    history: Annotated[
+        str, typer.Option("--history", help="For the card: how the weights came about, where not by this alone.")
+    ] = "",
 ) -> None:
     """Train, calibrate and try the small model, and write it with its card.
 
@@ -64,7 +67,14 @@ def release(
     from train.release_card import finish
 
     path = finish(
-        model, frames_model, plain_model, faces=str(faces), clips=[str(m) for m in manifests], folder=out, name=NAME
+        model,
+        frames_model,
+        plain_model,
+        faces=str(faces),
+        clips=[str(m) for m in manifests],
+        folder=out,
+        name=NAME,
+        history=history,
     )
     say(f"The model lies in {path} ({path.stat().st_size / 1e6:.1f} MB); unmask model-card {path} shows its card")
 

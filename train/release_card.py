@@ -46,7 +46,15 @@ _FRAMES = 32
 
 
 def finish(
-    model: Path, frames_model: Path, plain_model: Path, *, faces: str, clips: Sequence[str], folder: Path, name: str
+    model: Path,
+    frames_model: Path,
+    plain_model: Path,
+    *,
+    faces: str,
+    clips: Sequence[str],
+    folder: Path,
+    name: str,
+    history: str = "",
 ) -> Path:
     """Calibrate, try, and write the model with its card.
 
@@ -58,6 +66,7 @@ def finish(
         clips: Preprocessed datasets of labelled videos.
         folder: Where measurements are kept, and the model goes.
         name: What it is called.
+        history: How the weights came about, for the card.
 
     Returns:
         The checkpoint's path in `folder`.
@@ -104,6 +113,7 @@ def finish(
         "people": {split: len(getattr(splits, split)) for split in ("train", "val", "test")},
         "weights": sum(v.numel() for v in built.state_dict().values()),
         "speed": _speed(models["shipped"]),
+        "history": history,
     }
     provenance = {**description.provenance, CARD: [s.to_json() for s in sections(facts, measured, robust, scored)]}
     ready = replace(

@@ -158,7 +158,7 @@ def _random() -> nn.Module:
     backbone = Dinov2Config(
         hidden_size=384,
         num_attention_heads=6,
-        out_features=["stage3", "stage6", "stage9", "stage12"],  # type: ignore[call-arg]  by way of its own kwargs
+        out_features=["stage3", "stage6", "stage9", "stage12"],  # type: ignore[call-arg]
         reshape_hidden_states=False,
         apply_layernorm=True,
         image_size=518,

@@ -16,8 +16,8 @@ from unmask.transforms import MARGINS, Preprocessing
 
 __all__ = ["DEFAULT_MODEL", "PRESETS", "WEIGHTS_DIR", "Preset", "resolve"]
 
-DEFAULT_MODEL = "mobilenetv3-small"
-"""Runs anywhere, without a download. Untrained until a checkpoint of this name is shipped."""
+DEFAULT_MODEL = "unmask-small"
+"""The detector that comes with Unmask; `unmask model-card` says how far it can be trusted."""
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 """Where checkpoints lie that come with Unmask: NAME.safetensors."""
@@ -38,7 +38,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    DEFAULT_MODEL: Preset(config=ModelConfig(backbone=_SMALL), pretrained=False),
+    "mobilenetv3-small": Preset(config=ModelConfig(backbone=_SMALL), pretrained=False),
     "mobilenetv3-small-temporal": Preset(
         config=ModelConfig(backbone=_SMALL, head="temporal", dropout=0.1), pretrained=False
     ),

@@ -342,6 +342,7 @@ def test_a_stream_survives_the_death_of_its_session(service: Service, camera: Ca
         assert took_s < 5.0
 
 
+@pytest.mark.slow
 def test_a_stream_survives_the_death_of_the_scorer(service: Service, camera: Camera) -> None:
     with watching(service, camera.url()) as stream_id:
         until(lambda: service.stream(stream_id)["frames"]["scored"] >= 3)
@@ -453,6 +454,7 @@ FITS = """(() => { const root = document.documentElement; return JSON.stringify(
     !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).map((e) => e.outerHTML.slice(0, 90)) }); })()"""
 
 
+@pytest.mark.slow
 def test_the_page_does_what_it_says(service: Service, film: Path, camera: Camera, tmp_path: Path) -> None:
     shots = Path(os.environ.get("UNMASK_SHOTS", tmp_path))
     fake = f"--use-file-for-fake-video-capture={webcam(tmp_path / 'webcam.mjpeg')}"

@@ -12,7 +12,7 @@ from unmask import presets
 from unmask.backbones import data_config
 from unmask.checkpoints import digest, load, save
 from unmask.errors import ModelError, Reason, UsageError
-from unmask.presets import DEFAULT_MODEL, PRESETS, resolve
+from unmask.presets import PRESETS, resolve
 from unmask.transforms import Preprocessing
 
 
@@ -22,15 +22,15 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nonexistent")
 
 
-def test_the_default_needs_nothing_and_says_that_it_is_untrained(offline: None) -> None:
-    model, description = resolve()
-    assert description.name == DEFAULT_MODEL
+def test_a_small_preset_needs_nothing_and_says_that_it_is_untrained(offline: None) -> None:
+    model, description = resolve("mobilenetv3-small")
+    assert description.name == "mobilenetv3-small"
     assert description.preprocessing == Preprocessing(size_px=224, margin=1.3, fit="square")
     assert not description.trained
     assert not description.calibration.fitted
     assert description.provenance["weights"] == "random, seed 0"
     assert description.info().sha256 == digest(model.state_dict(), description)
-    again, same = resolve(DEFAULT_MODEL)
+    again, same = resolve("mobilenetv3-small")
     assert same == description
     with torch.inference_mode():
         inputs_N3HW = torch.randn(1, 3, 224, 224)

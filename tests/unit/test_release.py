@@ -116,7 +116,7 @@ def test_real_clips_are_counted_and_paired() -> None:
     measured = {
         "shared": {"title": "all", "clips": 8, "models": dict.fromkeys(("shipped", "frames", "plain"), metrics)}
     }
-    facts = {"people": {"train": 1, "val": 2, "test": 3}, "weights": 10**6, "speed": {"ms_a_face": 5.0}}
+    facts = {"people": {"train": 1, "val": 2, "test": 3}, "weights": 10**6, "speed": {"ms_a_face": 5.0}, "history": ""}
     scored = [clip("a", 0, 0.2, "authentic"), clip("b", 0, 0.9, "manipulated"), clip("fa", 1, 0.3, "inconclusive", "a"),
               clip("fb", 1, 0.7, "manipulated", "b"), clip("fc", 1, 0.7, "authentic", "not here")]  # fmt: skip
     by_title = {section.title: section for section in sections(facts, measured, [], scored)}
