@@ -62,8 +62,11 @@ def watch_live(
     source = StreamSource(address, stream)
     session = _session(source, model, device, options)
     interrupted: list[int] = []
-    with contextlib.closing(source):
+    try:
         end = asyncio.run(_show(session, source, duration_s, interrupted, as_json=as_json))
+    finally:
+        # A thread that is still inside libav when the interpreter goes would crash it.
+        source.close(wait_s=stream.open_timeout_s + 1.0)
     error = end["error"]
     return Ended(str(end["status"]), error["message"] if error else None, bool(interrupted))
 

@@ -34,7 +34,9 @@ def test_every_frame_gets_one_answer_in_order(sampling: Sampling, detector: MTCN
     for answer in answers:
         has_face = not 12 <= answer.index < 24
         assert answer.reason is (None if has_face else Reason.NO_FACE)
-        assert len(answer.sightings) == len(answer.faces) == has_face
+        assert len(answer.sightings) == len(answer.faces)
+        # Seldom, and not in every run, a second face is seen in a frame of the portrait.
+        assert (len(answer.faces) > 0) == has_face
         assert answer.frame is not None
         assert answer.frame.index == answer.index
 
