@@ -291,8 +291,15 @@ def test_a_client_that_sends_and_never_reads_is_cut_off(service: Service) -> Non
 def hosts() -> list[dict[str, Any]]:
     import ray
 
-    actors = [ray.get_actor(f"unmask-host-unmask-{number}", namespace="unmask") for number in range(2)]
-    return list(ray.get([actor.playing.remote() for actor in actors], timeout=30))
+    def up() -> Any:
+        try:  # one that was killed is started again in its own time
+            actors = [ray.get_actor(f"unmask-host-unmask-{number}", namespace="unmask") for number in range(2)]
+            return list(ray.get([actor.playing.remote() for actor in actors], timeout=30))
+        except (ValueError, ray.exceptions.RayActorError):
+            return None
+
+    found: list[dict[str, Any]] = until(up)
+    return found
 
 
 @contextlib.contextmanager
