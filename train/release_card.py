@@ -1,8 +1,11 @@
 """The last step of `train.release`: calibrate the small model, try it, and write it with its card.
 
-What was measured is kept beside the models as JSON, by the model's digest: a step that was done is not done again.
+What was measured is kept beside the models as JSON, by the models' digests and what they were tried on: a step that
+was done is not done again.
 """
 
+import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +32,7 @@ from unmask.errors import UsageError
 from unmask.inputs import Source
 from unmask.intervals import detection_measures
 from unmask.manifest import Manifest
-from unmask.metrics import DETECTION
+from unmask.metrics import DETECTION, Detections
 from unmask.mtcnn import MTCNN
 from unmask.plan import Sampling
 
@@ -39,7 +42,11 @@ FPR, FNR = 0.02, 0.10
 """The operating point, on clips of people of validation: at most so many real ones are called manipulated, and so many
 fakes authentic. Between both a verdict abstains."""
 
-_CALIBRATION_DRAWS, _TRIED_PEOPLE, _PERTURBED_PEOPLE = 4, 60, 16
+_CALIBRATION_DRAWS, _HELDOUT_DRAWS = 4, 4
+"""Real and fake clips of each person: a calibration error of few clips is mostly chance."""
+_HELDOUT = ("clean", "shared")
+_CHANCE_DRAWS = 100
+_FAMILY_PEOPLE, _PERTURBED_PEOPLE = 60, 16
 _METRICS = ("auc", "eer", "ece", "brier", "tpr_at_fpr_5")
 _CPU = torch.device("cpu")
 _FRAMES = 32
@@ -54,6 +61,7 @@ def finish(
     clips: Sequence[str],
     folder: Path,
     name: str,
+    portraits: str = "Photographs of real faces.",
     history: str = "",
 ) -> Path:
     """Calibrate, try, and write the model with its card.
@@ -66,6 +74,7 @@ def finish(
         clips: Preprocessed datasets of labelled videos.
         folder: Where measurements are kept, and the model goes.
         name: What it is called.
+        portraits: What the photographs are, in a sentence, for the card.
         history: How the weights came about, for the card.
 
     Returns:
@@ -88,34 +97,45 @@ def finish(
     models: dict[str, Model] = {"shipped": shipped, **baselines}
     digests = {name: described.sha256 for name, (_, described) in models.items()}
 
-    def kept(step: str, make: Callable[[], Any]) -> Any:
+    def kept(step: str, make: Callable[[], Any], **on: Any) -> Any:
+        key = json.loads(json.dumps({"models": digests, "faces": faces, "rates": [FPR, FNR], **on}))
         path = folder / f"{step}.json"
-        if path.is_file():
+        with contextlib.suppress(FileNotFoundError, ValueError):
             found = json.loads(path.read_text())
-            if found["models"] == digests:
+            if found.get("of") == key:
                 return found["found"]
         made = make()
         with replacing(path) as beside:
-            beside.write_text(json.dumps({"models": digests, "found": made}, indent=1) + "\n")
+            beside.write_text(json.dumps({"of": key, "found": made}, indent=1) + "\n")
         return made
 
-    calibrations = kept("calibration", lambda: _calibrated(catalogue, splits, config, models))
+    calibrations = kept("calibration", lambda: _calibrated(catalogue, splits, config, models), draws=_CALIBRATION_DRAWS)
     for each, (network, described) in models.items():
         fitted = Calibration.from_json(calibrations[each])
         models[each] = (network, replace(described, calibration=fitted))
-    trial = Trial(catalogue, splits.test, config, models, _CPU)
-    measured = kept("trial", lambda: _tried(trial, models, CONDITIONS))
-    alone = Trial(catalogue, splits.test, config, {"shipped": models["shipped"]}, _CPU)
-    measured |= kept("families", lambda: _tried(alone, {"shipped": models["shipped"]}, FAMILIES))
-    robust = kept("robustness", lambda: _perturbed(catalogue, splits, config, models["shipped"]))
-    scored = kept("clips", lambda: _scored(clips, models))
+    only = {"shipped": models["shipped"]}
+    trial, alone = (Trial(catalogue, splits.test, config, tried, _CPU) for tried in (models, only))
+
+    def tried(step: str, by: Trial, conditions: Mapping[str, Condition], **how: Any) -> Any:
+        on = {"conditions": {n: repr(c) for n, c in conditions.items()}, "calibrations": calibrations, **how}
+        return kept(step, lambda: _tried(by, models, conditions, **how), **on)
+
+    heldout = tried("heldout", alone, {name: CONDITIONS[name] for name in _HELDOUT}, draws=_HELDOUT_DRAWS)
+    compared = tried("compared", trial, CONDITIONS, draws=1)
+    families = tried("families", alone, FAMILIES, draws=1, people=_FAMILY_PEOPLE)
+    robust = kept(
+        "robustness", lambda: _perturbed(alone, models["shipped"]), people=_PERTURBED_PEOPLE, calibrations=calibrations
+    )
+    scored = kept("clips", lambda: _scored(clips, models), clips=list(clips), frames=_FRAMES, calibrations=calibrations)
     facts = {
         "people": {split: len(getattr(splits, split)) for split in ("train", "val", "test")},
         "weights": sum(v.numel() for v in built.state_dict().values()),
-        "speed": _speed(models["shipped"]),
+        "speed": kept("speed", lambda: _speed(models["shipped"])),
+        "portraits": portraits,
         "history": history,
     }
-    provenance = {**description.provenance, CARD: [s.to_json() for s in sections(facts, measured, robust, scored)]}
+    written = sections(facts, heldout=heldout, compared=compared, families=families, robust=robust, scored=scored)
+    provenance = {**description.provenance, CARD: [section.to_json() for section in written]}
     ready = replace(
         models["shipped"][1], name=name, version=__version__, provenance=provenance, sha256="",
     )  # fmt: skip
@@ -139,18 +159,22 @@ def _calibrated(
     return found
 
 
-def _tried(trial: Trial, models: Mapping[str, Model], conditions: Mapping[str, Condition]) -> dict[str, Any]:
-    """Metrics of every model under every condition, on people of the test; and the operating point there.
-
-    All people are tried under the first condition, some under the others.
-    """
+def _tried(
+    trial: Trial,
+    models: Mapping[str, Model],
+    conditions: Mapping[str, Condition],
+    *,
+    draws: int,
+    people: int | None = None,
+) -> dict[str, Any]:
+    """Metrics of every model of a trial under every condition, on people of the test; and the operating point there."""
     found: dict[str, Any] = {}
-    for number, (name, condition) in enumerate(conditions.items()):
-        outcome = trial.run(condition, people=_TRIED_PEOPLE if number else None, seed=3)
+    for name, condition in conditions.items():
+        outcome = trial.run(condition, draws=draws, people=people, seed=3)
         found[name] = {
             "title": condition.title,
             "clips": len(outcome.labels_K),
-            "models": {each: _measures(outcome, each, models[each][1]) for each in models},
+            "models": {each: _measures(outcome, each, models[each][1]) for each in outcome.logits},
         }
     return found
 
@@ -168,21 +192,28 @@ def _measures(outcome: Outcome, model: str, description: Description) -> dict[st
         metrics={name: DETECTION[name] for name in _METRICS},
     )
     low, high = calibration.band
+    rng = np.random.default_rng(0)
+    by_chance = [
+        Detections(probability_K, rng.random(len(probability_K)) < probability_K).ece() for _ in range(_CHANCE_DRAWS)
+    ]
     real_K, fake_K = probability_K[outcome.labels_K == 0], probability_K[outcome.labels_K == 1]
     return {
         **{name: measure.to_json() for name, measure in measures.items()},
+        "ece_by_chance": float(np.mean(by_chance)),
+        "people": len(np.unique(outcome.people_K)),
         "real_called_manipulated": float(np.mean(real_K >= high)),
         "fake_called_authentic": float(np.mean(fake_K < low)),
         "inconclusive": float(np.mean((probability_K >= low) & (probability_K < high))),
     }
 
 
-def _perturbed(catalogue: Catalogue, splits: Splits, config: TrainConfig, model: Model) -> list[dict[str, Any]]:
-    trial = Trial(catalogue, splits.test, config, {"shipped": model}, _CPU)
+def _perturbed(trial: Trial, model: Model) -> list[dict[str, Any]]:
+    people = min(_PERTURBED_PEOPLE, trial.people)
+    untouched = ("none", "none", 0.0, trial.run(CONDITIONS["clean"], people=people))
     rows = []
-    for name, title, value, outcome in perturbations(trial, people=_PERTURBED_PEOPLE):
+    for name, title, value, outcome in itertools.chain([untouched], perturbations(trial, people=people)):
         measures = _measures(outcome, "shipped", model[1])
-        rows.append({"name": name, "title": title, "value": value, "auc": measures["auc"],
+        rows.append({"name": name, "title": title, "value": value, "people": people, "auc": measures["auc"],
                      "real_called_manipulated": measures["real_called_manipulated"]})  # fmt: skip
     return rows
 

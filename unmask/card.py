@@ -100,6 +100,7 @@ def _described(description: Description) -> Iterator[Section]:
         "mobilenet": "MobileNetV3's own head, which judges single frames",
         "temporal": f"a head that judges the mean and standard deviation of up to {config.window} frames of one face",
         "l2": "a linear head on features of unit length",
+        "fusion": f"a head that joins what RGB and depth of up to {config.window} frames of one face show",
     }[config.head]
     pyramid = ", with a feature pyramid" if config.pyramid else ""
     height, width = preprocessing.size_HW
@@ -114,11 +115,16 @@ def _described(description: Description) -> Iterator[Section]:
         return
     low, high = calibration.band
     band = f" Scores from {low:.3f} to {high:.3f} are inconclusive." if low < high else ""
-    fitted = (
-        f"The temperature {calibration.temperature:.3g} was fitted on {calibration.source or 'data it does not name'}."
-        if calibration.fitted
-        else "Scores are not calibrated: they order videos, and are no probabilities."
-    )
+    if calibration.fitted:
+        source = calibration.source or "data it does not name"
+        fitted = (
+            f"The temperature {calibration.temperature:.3g} was fitted on {source}. "
+            "A score is the probability of a fake where half of all videos are fakes; where they are rarer, it is less."
+        )
+    elif description.trained:
+        fitted = "Scores are not calibrated: they order videos, and are no probabilities."
+    else:
+        fitted = "Scores are not calibrated."
     yield Section("How its scores are read", (f"{fitted} The threshold is {calibration.threshold:.3f}.{band}",))
 
 

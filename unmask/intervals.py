@@ -17,7 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from unmask.metrics import DETECTION, Detections, Measure, UndefinedError, measured
 from unmask.opinions import OPINION, Opinions
 
-__all__ = ["RESAMPLES", "agreement_over_sets", "detection_measures", "draws", "interval", "opinion_measures"]
+__all__ = [
+    "RESAMPLES",
+    "agreement_over_sets",
+    "detection_measures",
+    "draws",
+    "interval",
+    "opinion_measures",
+    "share_interval",
+]
 
 RESAMPLES = 1000
 """How often videos are drawn anew."""
@@ -52,6 +60,19 @@ def interval(at: Measure, values: Sequence[float], resamples: int) -> Measure:
         return Measure(at.value, reason="no interval: too few draws of videos give a value")
     low, high = np.percentile(values, [2.5, 97.5]).tolist()
     return Measure(at.value, low, high)
+
+
+def share_interval(share: float, of: int) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927); it has a width where nothing or everything was counted, too.
+
+    Args:
+        share: [0, 1].
+        of: Independent witnesses, 1 or more.
+    """
+    z2 = 1.959964**2
+    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
+    half = np.sqrt(z2 * (share * (1 - share) / of + z2 / (4 * of**2))) / (1 + z2 / of)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def detection_measures(

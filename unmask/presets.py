@@ -14,7 +14,7 @@ from unmask.errors import ModelError, Reason, UsageError
 from unmask.models import ForgeryModel, ModelConfig, build
 from unmask.transforms import MARGINS, Preprocessing
 
-__all__ = ["DEFAULT_MODEL", "PRESETS", "WEIGHTS_DIR", "Preset", "resolve"]
+__all__ = ["DEFAULT_MODEL", "PRESETS", "WEIGHTS_DIR", "Preset", "described", "resolve"]
 
 DEFAULT_MODEL = "unmask-small"
 """The detector that comes with Unmask; `unmask model-card` says how far it can be trusted."""
@@ -106,14 +106,33 @@ def resolve(
     preset = PRESETS.get(name) or _backbone_preset(name)
     fetch = preset.pretrained if pretrained is None else pretrained
     model = build(preset.config, pretrained=fetch, weights=weights)
-    description = Description(
+    source = f"file {weights.name}" if weights else "timm" if fetch else "random, seed 0"
+    description = _description(name, preset, source)
+    return model.to(device), replace(description, sha256=digest(model.state_dict(), description))
+
+
+def described(name_or_path: str | Path = DEFAULT_MODEL) -> Description:
+    """What a model is. A preset or a backbone is described without fetching or making weights, so without a digest.
+
+    Raises:
+        ModelError: Nothing is called that, or the checkpoint cannot be had or trusted.
+    """
+    checkpoint = _checkpoint(name_or_path)
+    if checkpoint is not None:
+        return load(checkpoint)[1]
+    name = str(name_or_path)
+    preset = PRESETS.get(name) or _backbone_preset(name)
+    return _description(name, preset, "timm" if preset.pretrained else "random, seed 0")
+
+
+def _description(name: str, preset: Preset, weights: str) -> Description:
+    return Description(
         name=name,
         version=__version__,
         config=preset.config,
         preprocessing=Preprocessing.for_backbone(preset.config.backbone, **preset.preprocessing),
-        provenance={"weights": f"file {weights.name}" if weights else "timm" if fetch else "random, seed 0"},
+        provenance={"weights": weights},
     )
-    return model.to(device), replace(description, sha256=digest(model.state_dict(), description))
 
 
 def _checkpoint(name_or_path: str | Path) -> Path | None:

@@ -217,7 +217,7 @@ class VideoScore:
     status: Status
     verdict: Verdict
     score: float | None = None
-    score_kind: str = "probability"
+    score_kind: str = "uncalibrated_probability"
     calibrated: bool = False
     threshold: float | None = None
     model: ModelInfo | None = None

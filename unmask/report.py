@@ -188,22 +188,22 @@ def _findings(entry: ReportEntry) -> list[str]:
         start = "Could not be analysed" if score.status is Status.FAILED else "Read, but nothing in it could be scored"
         return [f"{start}: {_PHRASES[score.error.code]}.", "That says nothing about whether the video is real."]
     assert score.score is not None
-    said = _margin(score.score, score.threshold)
     if score.verdict is Verdict.MANIPULATED:
+        said = "" if score.threshold is None else f", at or above the threshold of {score.threshold:.3f}"
         return [f"The face that decides scores {score.score:.3f}{said}.", "A score is evidence, not proof."]
     if score.verdict is Verdict.AUTHENTIC:
         return [
-            f"The face that decides scores {score.score:.3f}{said}.",
+            f"The face that decides scores {score.score:.3f}{_below(entry)}.",
             "The model found no manipulation of a kind it knows. That does not prove that the video is genuine.",
         ]
     return [*_why_inconclusive(entry, score.score), "Inconclusive is not a finding of authenticity."]
 
 
-def _margin(score: float, threshold: float | None) -> str:
-    if threshold is None:
-        return ""
-    side = "at or above" if score >= threshold else "below"
-    return f", {side} the threshold of {threshold:.3f}"
+def _below(entry: ReportEntry) -> str:
+    if entry.band is not None:
+        return f", below the band without a verdict, {entry.band[0]:.3f} to {entry.band[1]:.3f}"
+    threshold = entry.score.threshold
+    return "" if threshold is None else f", below the threshold of {threshold:.3f}"
 
 
 def _why_inconclusive(entry: ReportEntry, score: float) -> list[str]:

@@ -21,6 +21,7 @@ from unmask.analysis import Analyzer
 from unmask.folds import read_folds
 from unmask.inputs import Source
 from unmask.plan import Sampling
+from unmask.presets import DEFAULT_MODEL
 from unmask.products import Products
 from unmask.storage import Store
 
@@ -139,9 +140,7 @@ def test_batches_without_a_face_and_shorter_fakes(tmp_path: Path) -> None:
     assert max(frame for frame, _ in keys) == 19
 
 
-@pytest.mark.parametrize(
-    "model", [pytest.param("mobilenetv3-small", marks=pytest.mark.slow), "mobilenetv3-small-temporal"]
-)
+@pytest.mark.parametrize("model", [pytest.param("mobilenetv3-small", marks=pytest.mark.slow), DEFAULT_MODEL])
 def test_bulk_scores_are_those_of_one_file(pairs: Path, tmp_path: Path, model: str) -> None:
     (pairs / "manipulated_sequences/Deepfakes/c23/videos/104_105.mp4").write_text("no video")
     job = Job(sampling=Sampling(frames=6), crops=None, score=ScoreOptions(model=EmbedOptions(model=model)))

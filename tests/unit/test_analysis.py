@@ -124,6 +124,7 @@ def test_a_fault_before_the_backbone_keeps_the_account(
 
 def test_devices() -> None:
     assert select_device("cpu").type == "cpu"
+    assert not torch.backends.cudnn.allow_tf32
     assert select_device("auto").type in {"cpu", "cuda"}
     for name in ("toaster", "meta", "cuda:99"):
         with pytest.raises(UsageError, match=name) as caught:

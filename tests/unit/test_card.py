@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
+import pytest
 from typer.testing import CliRunner
 
 from unmask.calibration import Calibration
 from unmask.card import CARD, Section, card_json, card_markdown, model_card
 from unmask.checkpoints import Description, save
 from unmask.cli import app
-from unmask.models import ModelConfig, build
+from unmask.models import Head, ModelConfig, build
 from unmask.provenance import USED
 from unmask.transforms import Preprocessing
 
@@ -38,7 +40,9 @@ def test_the_card_says_what_the_description_and_the_measurements_say() -> None:
     assert titles == ["What it is", "How its scores are read", "What it was made from", "Test people"]
     text = card_markdown(MADE)
     assert "up to 5 frames of one face" in text
-    assert "fitted on 9 clips. The threshold is 0.600. Scores from 0.400 to 0.600 are inconclusive." in text
+    assert "fitted on 9 clips. " in text
+    assert "where half of all videos are fakes" in text
+    assert "The threshold is 0.600. Scores from 0.400 to 0.600 are inconclusive." in text
     assert "auc 0.900" in text
     assert "AAAA" not in text
 
@@ -56,8 +60,15 @@ def test_its_tables_are_markdown() -> None:
 def test_a_model_that_knows_nothing_says_so() -> None:
     text = card_markdown(replace(MADE, trained=False, provenance={}, calibration=Calibration()))
     assert "never trained" in text
-    assert "not calibrated" in text
+    assert "not calibrated." in text
+    assert "they order videos" in card_markdown(replace(MADE, calibration=Calibration()))
     assert "Nobody has written down" in card_markdown(replace(MADE, provenance={}))
+
+
+@pytest.mark.parametrize("head", get_args(Head))
+def test_every_head_is_described(head: Head) -> None:
+    text = model_card(replace(MADE, config=replace(CONFIG, head=head, backbone="mobilenetv3_small_100")))[0].text[0]
+    assert "judges" in text or "linear head" in text or "joins" in text
 
 
 def test_as_json_it_has_no_digests_of_people() -> None:
@@ -75,5 +86,8 @@ def test_the_command_prints_it(tmp_path) -> None:  # type: ignore[no-untyped-def
     assert shown.stdout == card_markdown(replace(MADE, sha256=shown.stdout.splitlines()[2].split()[1]))
     as_json = CliRunner().invoke(app, ["model-card", str(path), "--json"])
     assert json.loads(as_json.stdout)["card"][-1] == RESULTS.to_json()
+    preset = CliRunner().invoke(app, ["model-card", "dfdc-b7"])
+    assert preset.exit_code == 0, "a preset's card takes no weights"
+    assert "tf_efficientnet_b7" in preset.stdout
     missing = CliRunner().invoke(app, ["model-card", str(tmp_path / "none.safetensors")])
     assert missing.exit_code == 2

@@ -434,8 +434,10 @@ def test_the_picture_of_a_video_is_of_the_track_that_decides() -> None:
 
 
 def test_a_score_just_below_the_threshold_does_not_read_as_equal_to_it() -> None:
-    text = Outline(render(make_entry(0.496, Verdict.AUTHENTIC))).text()
-    assert "scores 0.496, below the threshold of 0.500" in text
+    entry = make_entry(0.496, Verdict.AUTHENTIC)
+    assert "scores 0.496, below the threshold of 0.500" in Outline(render(replace(entry, abstain=None))).text()
+    low = make_entry(0.416, Verdict.AUTHENTIC)
+    assert "scores 0.416, below the band without a verdict, 0.420 to 0.580" in Outline(render(low)).text()
 
 
 class Pools(nn.Module):
