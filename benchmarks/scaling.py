@@ -32,8 +32,8 @@ __all__ = ["Measured", "Prices", "Study", "extrapolate", "main", "measure"]
 
 _BLOCK_BYTES = 4 * 2**20
 _STORE_BYTES = 128 * 2**20
-# Units before the clock runs, of each node: processes start and import.
-_WARM_UP = 3
+# Actors are waited for before anything begins: on a small machine their imports take minutes.
+_START_S = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,16 @@ class Prices:
     """A CPU of a machine without a GPU."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """One that is done."""
+
+    at_s: float
+    worker: int
+    driver_cpu_s: float
+    """What the driver had spent by then."""
+
+
 _STUDY, _PRICES = Study(), Prices()
 
 
@@ -101,7 +111,7 @@ class Detect:
         """Take a block."""
         time.sleep(self._seconds)
         assert table["pixels"].nbytes >= _BLOCK_BYTES
-        return table.select(["unit"])
+        return table.select(["unit"]).append_column("worker", pa.array([os.getpid()]))
 
 
 def measure(nodes: int, study: Study) -> Measured:
@@ -113,21 +123,29 @@ def measure(nodes: int, study: Study) -> Measured:
     """
     with _cluster(nodes, study):
         with _store_peak() as peak:
-            times_s, cpu_s = _stream(nodes, study)
+            done = _stream(nodes, study)
         driver_mb = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    # The pace of the middle: neither while the pools start nor while they run dry.
-    first, last = nodes * _WARM_UP, len(times_s) - nodes * 2
-    units_s = (last - first) / (times_s[last] - times_s[first])
+    first, last = _middle(nodes, [unit.worker for unit in done])
+    units_s = (last - first) / (done[last].at_s - done[first].at_s)
     ideal = nodes * min(study.decoders / study.decode_s, 1 / study.detect_s)
     return Measured(
         nodes=nodes,
         units_s=units_s,
         ideal_units_s=ideal,
         overhead_ms=1000 * (nodes / units_s - nodes / ideal),
-        driver_cpu_ms=1000 * cpu_s / len(times_s),
+        driver_cpu_ms=1000 * (done[last].driver_cpu_s - done[first].driver_cpu_s) / (last - first),
         driver_mb=driver_mb,
         store_mb=peak[0] / 2**20,
     )
+
+
+def _middle(nodes: int, workers: list[int]) -> tuple[int, int]:
+    """The stretch whose pace counts: all detectors have worked and go on, and decoders are ahead of them."""
+    first_done = {worker: n for n, worker in reversed(list(enumerate(workers)))}
+    assert len(first_done) == nodes, f"{len(first_done)} of {nodes} detectors have worked"
+    first, last = max(first_done.values()) + 2 * nodes, len(workers) - 1 - 2 * nodes
+    assert last - first >= 5 * nodes, "too few units for a steady pace: give --units"
+    return first, last
 
 
 @contextlib.contextmanager
@@ -154,14 +172,15 @@ def _cluster(nodes: int, study: Study) -> Iterator[None]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _stream(nodes: int, study: Study) -> tuple[list[float], float]:
-    """When each unit was done, by the driver's clock; and the driver's CPU seconds."""
+def _stream(nodes: int, study: Study) -> list[_Unit]:
+    """The units in the order in which they reach the driver."""
     import ray
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = context.target_min_block_size = 1
     context.override_object_store_memory_limit_fraction = 0.2
     context._max_num_blocks_in_streaming_gen_buffer = 2
+    context.wait_for_min_actors_s = _START_S
     context.enable_progress_bars = context.print_on_execution_start = context.enable_auto_log_stats = False
     count = nodes * study.units
     source = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in range(count)])
@@ -174,14 +193,14 @@ def _stream(nodes: int, study: Study) -> tuple[list[float], float]:
         zero_copy_batch=True, compute=ray.data.ActorPoolStrategy(size=nodes, max_tasks_in_flight_per_actor=2),
         num_cpus=0, num_gpus=1,
     )  # fmt: skip
-    times_s: list[float] = []
+    done: list[_Unit] = []
     seen: set[int] = set()
-    started_s = time.process_time()
     for table in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        seen |= set(cast("pa.Table", table)["unit"].to_pylist())
-        times_s.append(time.monotonic())
+        (row,) = cast("pa.Table", table).to_pylist()
+        seen.add(row["unit"])
+        done.append(_Unit(time.monotonic(), row["worker"], time.process_time()))
     assert seen == set(range(count)), "units were lost"
-    return times_s, time.process_time() - started_s
+    return done
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Do the steps of the Dockerfile in a clean root file system, where there is no Docker.
 
-    sudo python -m cluster.check_image [--accelerator gpu] [--keep FOLDER]
+    sudo python -m cluster.check_image [--accelerator cpu] [--build-arg NAME=VALUE] [--keep FOLDER]
 
 debootstrap makes what the base image is: a minimal Debian. Each stage gets a copy of its base; RUN runs in a chroot, as
 the user of the stage. At the end the image's user starts each command once, and a video is scored. What a container
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -111,6 +112,9 @@ def _failed(what: str) -> UnmaskError:
 def check_image(
     accelerator: Annotated[str, typer.Option("--accelerator", help="gpu or cpu.")] = "gpu",
     keep: Annotated[Path | None, typer.Option("--keep", help="Make the roots here, and leave them there.")] = None,
+    build_arg: Annotated[
+        list[str] | None, typer.Option("--build-arg", metavar="NAME=VALUE", help="Another one; may be repeated.")
+    ] = None,
     mirror: Annotated[str | None, typer.Option("--mirror", help="Of Debian, for debootstrap.")] = None,
 ) -> None:
     """Do the steps of cluster/Dockerfile in a clean root file system, and try what came out.
@@ -121,20 +125,25 @@ def check_image(
         raise UsageError(f"--accelerator is gpu or cpu; got {accelerator!r}")
     if os.geteuid() or shutil.which("debootstrap") is None:
         raise UsageError("this needs root, and Debian's package debootstrap: install it, and run this with sudo")
+    told = {"ACCELERATOR": accelerator}
+    for text in build_arg or ():
+        name, mark, value = text.partition("=")
+        if not mark:
+            raise UsageError(f"--build-arg wants NAME=VALUE; got {text!r}")
+        told[name] = value
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        return _check(keep.resolve(), accelerator, mirror)
+        return _check(keep.resolve(), told, mirror)
     with tempfile.TemporaryDirectory(prefix="unmask-image-") as folder:
-        return _check(Path(folder), accelerator, mirror)
+        return _check(Path(folder), told, mirror)
 
 
-def _check(folder: Path, accelerator: str, mirror: str | None) -> None:
+def _check(folder: Path, told: Mapping[str, str], mirror: str | None) -> None:
     found = stages((ROOT / "cluster/Dockerfile").read_text(encoding="utf-8"))
     made: dict[str, Root] = {}
     for number, stage in enumerate(found):
-        made[stage.name or "image"] = _stage(
-            stage, folder / f"{number}-{stage.name or 'image'}", made, accelerator, mirror
-        )
+        name = stage.name or "image"
+        made[name] = _stage(stage, folder / f"{number}-{name}", made, told, mirror)
     image = made["image"]
     for trial in _TRIALS:
         say(f"as uid {image.user}: {trial}")
@@ -142,7 +151,7 @@ def _check(folder: Path, accelerator: str, mirror: str | None) -> None:
     say("The image's steps work, and so does what they make.")
 
 
-def _stage(stage: Stage, path: Path, made: dict[str, Root], accelerator: str, mirror: str | None) -> Root:
+def _stage(stage: Stage, path: Path, made: dict[str, Root], told: Mapping[str, str], mirror: str | None) -> Root:
     root = Root(path)
     if stage.base in made:
         base = made[stage.base]
@@ -155,13 +164,13 @@ def _stage(stage: Stage, path: Path, made: dict[str, Root], accelerator: str, mi
     for instruction in stage.instructions:
         started = time.monotonic()
         say(f"{stage.name or 'image'}: {instruction.name} {instruction.text}")
-        _do(root, instruction, made, accelerator)
+        _do(root, instruction, made, told)
         if instruction.name in ("RUN", "COPY"):
             say(f"  {time.monotonic() - started:.1f} s")
     return root
 
 
-def _do(root: Root, instruction: Instruction, made: dict[str, Root], accelerator: str) -> None:
+def _do(root: Root, instruction: Instruction, made: dict[str, Root], told: Mapping[str, str]) -> None:
     variables = {**root.arguments, **root.env}
     match instruction.name:
         case "RUN":
@@ -171,7 +180,8 @@ def _do(root: Root, instruction: Instruction, made: dict[str, Root], accelerator
         case "ENV":
             root.env |= pairs(instruction, variables)
         case "ARG":
-            root.arguments |= {**pairs(instruction, variables), "ACCELERATOR": accelerator}
+            defaults = pairs(instruction, variables)
+            root.arguments |= {name: told.get(name, value) for name, value in defaults.items()}
         case "USER":
             root.user = instruction.text
         case "WORKDIR":

@@ -37,7 +37,7 @@ class Pinned:
 
 
 def pinned(lock: str) -> Iterator[Pinned]:
-    """The packages of a lock.
+    """The packages of a lock; one that has another version for another Python comes twice.
 
     Args:
         lock: What `uv pip compile --generate-hashes` wrote.
@@ -62,21 +62,21 @@ def part_of(lock: str, part: str) -> str:
     """
     if part not in PARTS:
         raise ValueError(f"an image is for gpu or cpu; got {part!r}")
-    packages = {p.name: p for p in pinned(lock)}
+    packages = list(pinned(lock))
     if part == "torch":
-        return " ".join(f"{name}=={packages[name].version}" for name in _TORCH)
+        return " ".join(f"{p.name}=={p.version}" for p in packages if p.name in _TORCH)
     kept = _that_run(packages)
     if part == "cpu":
         kept = {name for name in kept if name not in _TORCH and not _CUDA.fullmatch(name)}
-    return "\n".join(p.text for p in packages.values() if p.name in kept)
+    return "\n".join(p.text for p in packages if p.name in kept)
 
 
-def _that_run(packages: dict[str, Pinned]) -> set[str]:
+def _that_run(packages: list[Pinned]) -> set[str]:
     """Names of what the project wants, and what that wants."""
     kept, before = {_ROOT}, 0
     while len(kept) > before:
         before = len(kept)
-        kept |= {p.name for p in packages.values() if p.wanted_by & kept}
+        kept |= {p.name for p in packages if p.wanted_by & kept}
     return kept
 
 

@@ -16,7 +16,10 @@ from pathlib import Path
 
 from unmask.errors import UsageError
 
-__all__ = ["Cluster", "ray_session"]
+__all__ = ["DECODES", "Cluster", "ray_session"]
+
+DECODES = "unmask_decode"
+"""A resource that nodes may have: where some do, videos are decoded there and nowhere else."""
 
 # Ray talks to the console in C++, too; what matters reaches the user as one sentence.
 _DEFAULTS = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DEDUP_LOGS": "1"}
@@ -32,6 +35,8 @@ class Cluster:
     """Of the object store, on all nodes together."""
     is_own: bool
     """It was started for this run."""
+    decoding_cpus: float | None = None
+    """Of the nodes that have `DECODES`; None where no node has it, and all decode."""
 
 
 @contextmanager
@@ -134,9 +139,12 @@ def _cluster(*, is_own: bool) -> Cluster:
     import ray
 
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    decoding = sum(float(resources.get("CPU", 0.0)) for resources in alive if DECODES in resources)
     return Cluster(
         cpus=has.get("CPU", 1.0),
         gpus=has.get("GPU", 0.0),
         store_bytes=has.get("object_store_memory", 0.0),
         is_own=is_own,
+        decoding_cpus=decoding or None,
     )

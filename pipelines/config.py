@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from unmask import __version__
-from unmask.detection import NETS, SCORING_THRESHOLDS, weights_file
+from unmask.detection import DETECTORS, NETS, SCORING_THRESHOLDS, weights_file
 from unmask.differences import differences
 from unmask.errors import StorageError, UsageError
 from unmask.plan import Sampling
@@ -48,6 +48,8 @@ _FORMAT = 2
 class DetectorOptions:
     """How faces are searched for."""
 
+    name: str = "mtcnn"
+    """One of `unmask.detection.DETECTORS`."""
     thresholds: tuple[float, float, float] = SCORING_THRESHOLDS
     """Lowest probability that passes each of MTCNN's three networks."""
     scale: Scale = "auto"
@@ -57,6 +59,8 @@ class DetectorOptions:
     """Search at the scale at which a face of so many pixels is just found; in place of `scale`."""
 
     def __post_init__(self) -> None:
+        if self.name not in DETECTORS:
+            raise UsageError(f"--detector is {' or '.join(DETECTORS)}; got {self.name!r}")
         if len(self.thresholds) != 3 or not all(0 <= v < 1 for v in self.thresholds):
             raise UsageError(f"--thresholds are three numbers from 0 to 1, like 0.7,0.8,0.8; got {self.thresholds}")
         if self.scale != "auto" and not 0 < self.scale <= 4:
@@ -129,6 +133,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """A plain dict, with the version of the output's format."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.detector.name == "mtcnn":
+            del plain["detector"]["name"]  # outputs of old are continued
         return {"format": _FORMAT, **plain}
 
 
@@ -175,8 +181,13 @@ def detector_digest(options: DetectorOptions) -> str:
     """Names a detector by its weights and settings.
 
     Raises:
+        UsageError: dlib is not installed.
         ModelError: The weights are not installed.
     """
+    if options.name == "hog":
+        from unmask.hog import installed_weights
+
+        return f"hog-{digest([installed_weights(), options.scale, options.smallest_face_px])}"
     weights = [hashlib.sha256(weights_file(net).read_bytes()).hexdigest() for net in NETS]
     return f"mtcnn-{digest([weights, options.thresholds, options.scale, options.smallest_face_px])}"
 

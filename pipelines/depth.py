@@ -3,14 +3,18 @@
     depth/<key>/00000.parquet   one row a face, in the rows of faces/: the map as PNG, or why there is none
     depth/<key>/key.json        all that shaped them
 
+Where only their features are wanted, a row holds what a backbone says of the map in place of the map: some hundred
+numbers of half precision, a hundredth of its bytes.
+
 A shard's table is written whole, as the other products are: whoever is killed, the next run makes what is missing.
 
-Axes: N faces, H rows, W columns.
+Axes: N faces, D features, H rows, W columns.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -18,30 +22,35 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config import digest
+from pipelines.config import EmbedOptions, digest
 from unmask.errors import StorageError, UnmaskError
 from unmask.products import Products, shard_name
 from unmask.storage import Store
 
 if TYPE_CHECKING:
+    import torch
+
+    from pipelines.embedders import Embedder
     from pipelines.work import Work
     from unmask.depth import DepthEstimator
 
-__all__ = ["DEPTH", "DEPTH_WEIGHTS", "DepthOptions", "DepthStage", "make_depth", "write_depth"]
+__all__ = ["DEPTH", "DEPTH_FEATURES", "DEPTH_WEIGHTS", "DepthMaker", "DepthOptions", "DepthStage", "make_depth"]
 
 DEPTH_WEIGHTS = "depth-anything/Depth-Anything-V2-Small-hf"
 """As `unmask.depth.DEPTH_MODEL`, which takes PyTorch to import."""
 
-DEPTH = pa.schema(
-    [
-        pa.field("video", pa.string(), nullable=False),
-        pa.field("frame", pa.int32(), nullable=False),
-        pa.field("face", pa.int16(), nullable=False),
-        pa.field("depth", pa.binary()),  # PNG, grey levels of the crop's size; null where there is no map
-        pa.field("reason", pa.string()),  # depth_failed or crop_damaged, where there is no map
-    ]
-)
-"""The columns of `depth/<key>/`."""
+_ROW = [
+    pa.field("video", pa.string(), nullable=False),
+    pa.field("frame", pa.int32(), nullable=False),
+    pa.field("face", pa.int16(), nullable=False),
+]
+_REASON = pa.field("reason", pa.string())  # depth_failed or crop_damaged, where there is no map
+
+DEPTH = pa.schema([*_ROW, pa.field("depth", pa.binary()), _REASON])
+"""The columns of `depth/<key>/`: the map is a PNG, grey levels of the crop's size; null where there is none."""
+
+DEPTH_FEATURES = pa.schema([*_ROW, pa.field("features", pa.list_(pa.float16())), _REASON])
+"""The same where only features are kept."""
 
 _BATCH = 16
 _RETRIES = 3
@@ -55,71 +64,125 @@ class DepthOptions:
     """A name on the hub, a folder, or random; see `unmask.depth`."""
     size_px: int = 518
     """Side of the network's input."""
+    features: EmbedOptions | None = None
+    """Keep what this backbone says of the maps, and not the maps."""
     device: str = "auto"
 
-    def check(self) -> None:
-        """Load the network once, to see that it can be had. Raises as `DepthEstimator.load` does."""
+    def check(self) -> "DepthOptions":
+        """Load the networks once, to see that they can be had, and give the options with the backbone's digest.
+
+        Raises:
+            UsageError: As `DepthEstimator.load`.
+            ModelError: As `DepthEstimator.load` and `pipelines.embedders.plan`.
+        """
         from unmask.depth import DepthEstimator
 
         DepthEstimator.load(self.weights, size_px=self.size_px)
+        if self.features is None:
+            return self
+        from pipelines.embedders import plan
+
+        return replace(self, features=plan(self.features).options)
+
+
+class DepthMaker:
+    """Makes the table of a shard's depth maps, or of their features.
+
+    Args:
+        estimator: Makes the maps.
+        embedder: Sees them, where only features are kept.
+    """
+
+    def __init__(self, estimator: "DepthEstimator", embedder: "Embedder | None" = None) -> None:
+        self.estimator, self._embedder = estimator, embedder
+
+    @classmethod
+    def load(cls, options: DepthOptions, device: "torch.device") -> "DepthMaker":
+        """Load the networks. Raises as `DepthOptions.check` does, and where a backbone is not the one that it found."""
+        from unmask.depth import DepthEstimator
+
+        estimator = DepthEstimator.load(options.weights, device=device, size_px=options.size_px)
+        if options.features is None:
+            return cls(estimator)
+        from pipelines.embedders import load
+
+        return cls(estimator, load(options.features, device))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that shapes the rows, as JSON can say it."""
+        said: dict[str, Any] = self.estimator.to_json()
+        if self._embedder is not None:
+            plan = self._embedder.plan
+            said["features"] = {"sha256": plan.sha256, "preprocessing": plan.preprocessing.to_json(), "dim": plan.dim}
+        plain: dict[str, Any] = json.loads(json.dumps(said))
+        return plain
+
+    def write(self, store: Store, shard: int, key: str) -> dict[str, int]:
+        """Write the rows of a shard that is whole, all or none.
+
+        Args:
+            store: The run's output.
+            shard: Its number.
+            key: Of the maps.
+
+        Returns:
+            How many faces came to what: `done`, or a reason.
+
+        Raises:
+            StorageError: Something cannot be read or written.
+        """
+        faces = Products(store).faces(shard)
+        found: list[tuple[Any, str | None]] = []
+        for start in range(0, len(faces), _BATCH):
+            found += self._rows(list(_crops(store, faces.slice(start, _BATCH))))
+        schema = DEPTH if self._embedder is None else DEPTH_FEATURES
+        columns = [faces[name] for name in ("video", "frame", "face")]
+        columns += [pa.array([each[n] for each in found], schema.field(n + 3).type) for n in (0, 1)]
+        store.write_table(shard_name(f"depth/{key}", shard), pa.table(columns, schema=schema))
+        return dict(Counter(why or "done" for _, why in found))
+
+    def _rows(self, crops: list[NDArray[np.uint8] | None]) -> list[tuple[Any, str | None]]:
+        """Of each crop what is kept of it, or why that is nothing."""
+        maps = iter(self.estimator.maps([crop for crop in crops if crop is not None]))
+        found = [None if crop is None else next(maps) for crop in crops]
+        kept = iter(self._kept([map_HW for map_HW in found if map_HW is not None]))
+        lost = ["crop_damaged" if crop is None else "depth_failed" for crop in crops]
+        return [(None, why) if m is None else (next(kept), None) for m, why in zip(found, lost, strict=True)]
+
+    def _kept(self, maps: Sequence[NDArray[np.uint8]]) -> list[bytes] | list[NDArray[np.float16]]:
+        if self._embedder is None:
+            return [cv2.imencode(".png", map_HW)[1].tobytes() for map_HW in maps]
+        from unmask.depth import as_rgb
+        from unmask.transforms import resize
+
+        inputs = [resize(as_rgb(map_HW), self._embedder.plan.preprocessing) for map_HW in maps]
+        return [features_D.astype(np.float16) for features_D in self._embedder.features(inputs)]
 
 
 class DepthStage:
-    """An actor's part: loads the network once, then makes whole shards.
+    """An actor's part: loads the networks once, then makes whole shards.
 
     Args:
         store: The run's output.
         options: Which maps.
-        sha256: Of the weights that the driver found.
+        known: What the driver's `DepthMaker` says of itself.
     """
 
-    def __init__(self, store: Store, options: DepthOptions, sha256: str) -> None:
+    def __init__(self, store: Store, options: DepthOptions, known: Mapping[str, Any]) -> None:
         import torch
 
-        from unmask.depth import DepthEstimator
         from unmask.devices import select_device
 
         device = select_device(options.device)
         if device.type == "cpu":
             torch.set_num_threads(1)  # there is a process for each core
-        self._store = store
-        self._estimator = DepthEstimator.load(options.weights, device=device, size_px=options.size_px)
-        if self._estimator.sha256 != sha256:
+        self._store, self._maker = store, DepthMaker.load(options, device)
+        if self._maker.to_json() != known:
             raise StorageError(f"{options.weights} has other depth weights here than where the run began")
 
     def make(self, shard: int, key: str) -> dict[str, int]:
-        """Write the maps of one shard; how many, and why others are not there."""
-        return write_depth(self._store, shard, key, self._estimator)
-
-
-def write_depth(store: Store, shard: int, key: str, estimator: "DepthEstimator") -> dict[str, int]:
-    """Write the depth maps of a shard's crops, whole or not at all.
-
-    Args:
-        store: The run's output.
-        shard: One that is whole.
-        key: Of the maps.
-        estimator: Makes them.
-
-    Returns:
-        How many faces came to what: `done`, or a reason.
-
-    Raises:
-        StorageError: Something cannot be read or written.
-    """
-    faces = Products(store).faces(shard)
-    found: list[tuple[bytes | None, str | None]] = []
-    for start in range(0, len(faces), _BATCH):
-        crops = list(_crops(store, faces.slice(start, _BATCH)))
-        maps = iter(estimator.maps([crop for crop in crops if crop is not None]))
-        found += [(None, "crop_damaged") if crop is None else _encoded(next(maps)) for crop in crops]
-    columns = [faces[name] for name in ("video", "frame", "face")]
-    columns += [pa.array([data for data, _ in found], pa.binary()), pa.array([why for _, why in found], pa.string())]
-    store.write_table(shard_name(f"depth/{key}", shard), pa.table(columns, schema=DEPTH))
-    counts: dict[str, int] = {}
-    for _, why in found:
-        counts[why or "done"] = counts.get(why or "done", 0) + 1
-    return counts
+        """Write the rows of one shard; how many, and why others are not there."""
+        return self._maker.write(self._store, shard, key)
 
 
 def _crops(store: Store, faces: pa.Table) -> Iterator[NDArray[np.uint8] | None]:
@@ -136,14 +199,6 @@ def _crops(store: Store, faces: pa.Table) -> Iterator[NDArray[np.uint8] | None]:
                 raise
             crop_HWC = None
         yield crop_HWC
-
-
-def _encoded(map_HW: NDArray[np.uint8] | None) -> tuple[bytes | None, str | None]:
-    if map_HW is None:
-        return None, "depth_failed"
-    ok, data = cv2.imencode(".png", map_HW)
-    assert ok
-    return data.tobytes(), None
 
 
 def make_depth(
@@ -166,20 +221,20 @@ def make_depth(
         StorageError: The output cannot be read or written, or a shard killed its process each time.
     """
     import ray
+    import torch
     from ray.exceptions import RayError
     from ray.util import ActorPool
 
-    from unmask.depth import DepthEstimator
-
-    known = DepthEstimator.load(options.weights, size_px=options.size_px).to_json()
+    options = options.check()
+    known = DepthMaker.load(options, torch.device("cpu")).to_json()
     key = f"depth-{digest(known)}"
-    work.store.write(f"depth/{key}/key.json", json.dumps({**known, **asdict(options)}, indent=1).encode())
+    work.store.write(f"depth/{key}/key.json", json.dumps({**known, "options": asdict(options)}, indent=1).encode())
     todo = [n for n in range(len(work.shards)) if not work.store.exists(shard_name(f"depth/{key}", n))]
     if todo:
         stage: Any = ray.remote(DepthStage).options(num_cpus=1, max_restarts=_RETRIES, max_task_retries=_RETRIES)
         cpus: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         count = min(actors or max(int(cpus.get("CPU", 1)), 1), len(todo))
-        pool = ActorPool([stage.remote(work.store, options, known["sha256"]) for _ in range(count)])
+        pool = ActorPool([stage.remote(work.store, options, known) for _ in range(count)])
         try:
             for _ in pool.map_unordered(lambda actor, shard: actor.make.remote(shard, key), todo):
                 tick()
@@ -192,11 +247,8 @@ def make_depth(
 
 
 def _counted(store: Store, key: str, shards: int) -> str:
-    done, reasons = 0, dict[str, int]()
+    reasons: Counter[str | None] = Counter()
     for shard in range(shards):
-        for why in store.read_table(shard_name(f"depth/{key}", shard), ["reason"])["reason"].to_pylist():
-            done += why is None
-            if why is not None:
-                reasons[why] = reasons.get(why, 0) + 1
-    lost = "".join(f", {count:,} {why}" for why, count in sorted(reasons.items()))
-    return f"{done:,} maps{lost}"
+        reasons.update(store.read_table(shard_name(f"depth/{key}", shard), ["reason"])["reason"].to_pylist())
+    lost = "".join(f", {count:,} {why}" for why, count in sorted((w, n) for w, n in reasons.items() if w is not None))
+    return f"{reasons[None]:,} maps{lost}"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pipelines.config import CropOptions, Job
 from pipelines.parcels import FaceRecord, FrameNote, Parcel
 from unmask.detection import scale_for_smallest_face
+from unmask.detectors import load_detector
 from unmask.errors import Reason
 from unmask.faces import align, alignment, crop, cut, cut_corners, enlarge
 from unmask.follow import Follower
-from unmask.mtcnn import MTCNN
 from unmask.picture import RgbConverter
 from unmask.planes import Planes
 from unmask.quality import sharpness_of
@@ -52,7 +52,7 @@ class Detector:
     def __init__(self, job: Job, plans: Sequence["EmbedPlan"], device: torch.device) -> None:
         self._options, self._crops = job.detector, job.crops
         self._inputs = [plan.preprocessing for plan in plans]
-        self._mtcnn = MTCNN(device=device, thresholds=job.detector.thresholds)
+        self._finder = load_detector(job.detector.name, device=device, thresholds=job.detector.thresholds)
         self._to_rgb = RgbConverter()
         # A CPU gains nothing from several frames, and one at a time takes less memory.
         self._at_once = 1 if device.type == "cpu" else 1024
@@ -64,7 +64,7 @@ class Detector:
             parcel: Its `frames` and `faces` are filled, its `items` emptied.
             pixels: The planes of its frames.
         """
-        follower = Follower(self._mtcnn, scale=self._scale_or_auto()) if parcel.follow and not parcel.boxes else None
+        follower = Follower(self._finder, scale=self._scale_or_auto()) if parcel.follow and not parcel.boxes else None
         planes = Planes.unpack((item for item in parcel.items if not isinstance(item, Missing)), pixels)
         chunk: list[Frame] = []
         for item in parcel.items:
@@ -110,16 +110,16 @@ class Detector:
         if not frames:
             return
         scale = self._scale_or_auto()
-        yield from self._mtcnn.search([frame.image_HWC for frame in frames], scale=scale)
+        yield from self._finder.search([frame.image_HWC for frame in frames], scale=scale)
 
     def _scale_or_auto(self) -> float | Literal["auto"]:
         smallest = self._options.smallest_face_px
-        return self._options.scale if smallest is None else scale_for_smallest_face(smallest)
+        return self._options.scale if smallest is None else scale_for_smallest_face(smallest, self._finder.min_face_px)
 
     def _given(self, frame: Frame, boxes: dict[int, NDArray[np.float32]]) -> Faces:
         """The boxes that came with the parcel, with landmarks and probabilities of their own."""
         boxes_N4 = boxes.get(frame.index, np.zeros((0, 4), np.float32))
-        refined = self._mtcnn.refine([frame.image_HWC], [boxes_N4])[0]
+        refined = self._finder.refine([frame.image_HWC], [boxes_N4])[0]
         return Faces(boxes_N4, refined.probabilities_N, refined.landmarks_NK2)
 
     def _records(self, frame: Frame, faces: Faces) -> Iterator[FaceRecord]:

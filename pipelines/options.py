@@ -118,13 +118,14 @@ def sampled(frames: int | None, fps: float | None, every: int | None, *, all_fra
     return sampling_of(frames, fps, 1 if all_frames else every)
 
 
-def detector_options(thresholds: str, scale: str) -> DetectorOptions:
+def detector_options(name: str, thresholds: str, scale: str) -> DetectorOptions:
     """The detector that the options say. Raises as `DetectorOptions`, `numbers` and `parse_scale` do."""
     found = numbers("--thresholds", thresholds)
     if len(found) != 3:
         raise UsageError(f"--thresholds takes three numbers between commas; got {thresholds!r}")
     factor, smallest_px = parse_scale(scale)
-    return DetectorOptions(thresholds=(found[0], found[1], found[2]), scale=factor, smallest_face_px=smallest_px)
+    least = (found[0], found[1], found[2])
+    return DetectorOptions(name=name, thresholds=least, scale=factor, smallest_face_px=smallest_px)
 
 
 def pairs(option: str, texts: list[str] | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.config import FACENET, CropOptions, Job, Pools
+from pipelines.config import FACENET, CropOptions, EmbedOptions, Job, Pools
 from pipelines.depth import DEPTH_WEIGHTS, DepthOptions
 from pipelines.display import print_summary
 from pipelines.extras import EXPORTS, Extras
@@ -45,7 +45,7 @@ from pipelines.options import (
 )
 from pipelines.run import run
 from unmask import console
-from unmask.console import SOME_FAILED, Device, Every, Fps, Frames, civil, err, say
+from unmask.console import SOME_FAILED, Device, Every, FaceFinder, Fps, Frames, civil, err, say
 from unmask.detection import SCORING_THRESHOLDS
 from unmask.errors import UsageError
 
@@ -78,6 +78,7 @@ def preprocess(
     square: Annotated[bool, typer.Option("--square/--box", help="Square crops, or the proportions of the box.")] = True,
     image_format: Annotated[str, typer.Option("--format", help="Of crops: png, jpg or webp.")] = "png",
     crops_as: Annotated[str, typer.Option("--crops-as", help="tar (WebDataset) or files.")] = "tar",
+    detector: FaceFinder = "mtcnn",
     thresholds: Thresholds = _THRESHOLDS,
     scale: Scale = "auto",
     boxes_from_originals: Annotated[
@@ -101,6 +102,10 @@ def preprocess(
     depth_size: Annotated[
         int, typer.Option("--depth-size", help="Side of the depth network's input, a multiple of 14.")
     ] = 518,
+    depth_features: Annotated[
+        str | None,
+        typer.Option("--depth-features", help="A backbone: keep what it says of the depth maps in place of the maps."),
+    ] = None,
     folds: Annotated[
         int, typer.Option("--folds", help="How many; 0 for the dataset's usual number (DFDC 16, others 5).")
     ] = 0,
@@ -138,9 +143,13 @@ def preprocess(
     failed, 2 for wrong usage.
     """
     wanted = _products(products)
+    if depth_features and "depth" not in wanted:
+        raise UsageError("--depth-features goes with depth among the --products")
+    more = [depth_features] if depth_features and depth_features not in (embed or []) else []
+    backbones = {e.model: e for e in weights_of([*(embed or []), *more], pairs("--weights", weights), pretrained)}
     job = Job(
         sampling=sampled(frames, fps, every, all_frames=all_frames),
-        detector=detector_options(thresholds, scale),
+        detector=detector_options(detector, thresholds, scale),
         crops=CropOptions(
             margin=margin,
             square=square,
@@ -151,7 +160,7 @@ def preprocess(
         )
         if "crops" in wanted
         else None,
-        embed=weights_of(embed or [], pairs("--weights", weights), pretrained),
+        embed=tuple(backbones[name] for name in embed or []),
         boxes_from_source=boxes_from_originals,
     )
     options = run_options(
@@ -183,7 +192,9 @@ def preprocess(
         seed=seed,
         masks="masks" in wanted,
         copies=tuple(dict.fromkeys(map(int, numbers("--crf", crf)))) if "copies" in wanted else (),
-        depth=_depth(depth_weights, depth_size, device) if "depth" in wanted else None,
+        depth=_depth(depth_weights, depth_size, backbones.get(depth_features or ""), device)
+        if "depth" in wanted
+        else None,
         exports=tuple(export or ()),
         export_name=export_name,
     )
@@ -197,10 +208,11 @@ def preprocess(
         raise typer.Exit(SOME_FAILED)
 
 
-def _depth(weights: str, size_px: int, device: str) -> DepthOptions:
+def _depth(weights: str, size_px: int, features: EmbedOptions | None, device: str) -> DepthOptions:
     folder = Path(weights).expanduser()
     # Other processes have other folders to start from.
-    return DepthOptions(weights=str(folder.absolute()) if folder.is_dir() else weights, size_px=size_px, device=device)
+    weights = str(folder.absolute()) if folder.is_dir() else weights
+    return DepthOptions(weights=weights, size_px=size_px, features=features, device=device)
 
 
 def _products(text: str) -> set[str]:

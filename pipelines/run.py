@@ -146,6 +146,7 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
     # Other processes have other folders to start from.
     store = Store(out if "://" in out else str(Path(out).absolute()))
     store.check_writable()
+    detector = detector_digest(job.detector)
     listing = read(uri, options.dataset)
     for note in listing.notes:
         say(f"{listing.dataset}: {note}")
@@ -168,7 +169,7 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
     batch_mb = options.pools.max_batch_mb or before.get("max_batch_mb") or DEFAULT_BATCH_MB
     manifest = {"videos": counted.videos, "digest": counted.digest()}
     config = check_same(store, job, manifest=manifest, shard_videos=size, max_batch_mb=batch_mb)
-    shaping = {"sampling": job.to_json()["sampling"], "detector": detector_digest(job.detector)}
+    shaping = {"sampling": job.to_json()["sampling"], "detector": detector}
     kept = plans[: len(job.embed)]
     keys = tuple(known.key([shaping, job.boxes_from_source]) for known in kept)
     for key, known in zip(keys, kept, strict=True):
@@ -185,7 +186,7 @@ def prepare(uri: str, out: str, job: Job, options: RunOptions, *, say: Callable[
         plans=plans,
         keys=keys,
         config=config,
-        detector=detector_digest(job.detector),
+        detector=detector,
         dataset=listing.dataset,
         device=options.device,
         max_batch_bytes=batch_mb * 1024**2,

@@ -43,7 +43,7 @@ from pipelines.options import (
 )
 from pipelines.run import run
 from unmask import console
-from unmask.console import SOME_FAILED, Aggregation, Device, Every, Fps, Frames, civil, err, say
+from unmask.console import SOME_FAILED, Aggregation, Device, Every, FaceFinder, Fps, Frames, civil, err, say
 from unmask.detection import SCORING_THRESHOLDS
 from unmask.errors import UsageError
 from unmask.presets import DEFAULT_MODEL
@@ -77,6 +77,7 @@ def score(
     fps: Fps = None,
     every: Every = None,
     all_frames: AllFrames = False,
+    detector: FaceFinder = "mtcnn",
     thresholds: Thresholds = _THRESHOLDS,
     scale: Scale = "auto",
     shard_videos: ShardVideos = None,
@@ -107,7 +108,7 @@ def score(
     """
     job = Job(
         sampling=sampled(frames, fps, every, all_frames=all_frames),
-        detector=detector_options(thresholds, scale),
+        detector=detector_options(detector, thresholds, scale),
         crops=None,
         score=ScoreOptions(
             model=EmbedOptions(model=model, weights=weights, pretrained=pretrained),

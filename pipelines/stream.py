@@ -21,7 +21,7 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import RayError
 
-from cluster.session import Cluster
+from cluster.session import DECODES, Cluster
 from pipelines.assembly import AssemblyActor
 from pipelines.book import Book
 from pipelines.config import Pools
@@ -35,6 +35,8 @@ from unmask.products import Products
 
 __all__ = ["Events", "run_stream"]
 
+# Of a node's resource that says where to decode: so little that it limits nothing.
+_A_TOUCH = 0.001
 # Blocks of a task that may wait for the next stage, where the object store has room for so many of each task.
 _AHEAD, _ROOM = 2, 16
 # Of the object store: what the stream may hold at once.
@@ -158,7 +160,8 @@ def _graph(
 ) -> Generator[pa.Table, None, None]:
     """The receipts of a stream, as they come."""
     _configure(work, cluster, pools)
-    tasks = pools.decode_tasks or max(int(cluster.cpus), 1)
+    tasks = pools.decode_tasks or max(int(cluster.decoding_cpus or cluster.cpus), 1)
+    place: dict[str, Any] = {"resources": {DECODES: _A_TOUCH}} if cluster.decoding_cpus else {}
     source = ray.data.from_arrow([pa.table({"shard": [shard]}) for shard in pending])
     if pools.fused:
         gpus = _gpus(pools.detect_gpus, cluster, share=0.25)
@@ -191,6 +194,7 @@ def _graph(
         zero_copy_batch=True,
         compute=ray.data.TaskPoolStrategy(min(tasks, len(pending))),
         num_cpus=pools.decode_cpus,
+        **place,
     )
     last = () if work.plans else ("commit",)
     stream = stream.map_batches(
@@ -230,7 +234,7 @@ def _configure(work: Work, cluster: Cluster, pools: Pools) -> None:
     # Each row a block of its own.
     context.target_max_block_size = context.target_min_block_size = 1
     context.override_object_store_memory_limit_fraction = _STORE_SHARE
-    tasks = pools.decode_tasks or cluster.cpus
+    tasks = pools.decode_tasks or cluster.decoding_cpus or cluster.cpus
     is_roomy = cluster.store_bytes >= _ROOM * tasks * work.max_batch_bytes
     context._max_num_blocks_in_streaming_gen_buffer = _AHEAD if is_roomy else 1
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from serve.fetch import fetch
 from serve.logs import set_up
 from serve.settings import Settings
 from unmask.addresses import AddressPolicy
 from unmask.analysis import Analyzer
 from unmask.errors import MediaError, Reason
-from unmask.inputs import FetchLimits, Source
+from unmask.inputs import FetchLimits, Source, download
 from unmask.plan import Sampling
 from unmask.records import VideoInfo, VideoScore
 from unmask.scoring import ScoringOptions
@@ -99,7 +98,7 @@ class Analyst:
             if fetched:
                 limits = FetchLimits(max_bytes=self._settings.max_upload_bytes)
                 policy = AddressPolicy(allow_private=self._settings.allow_private)
-                asyncio.run(fetch(request["url"], path, limits, policy, tick=lambda: progress(0.0)))
+                asyncio.run(download(request["url"], path, limits, policy, tick=lambda: progress(0.0)))
             self._check(probe(path), request["shown"])
         except MediaError as error:
             return self._failed(request, _named(error, path, request["shown"]))

@@ -31,6 +31,7 @@ from serve.schemas import (
     StreamResource,
 )
 from serve.settings import Settings
+from serve.socket import __doc__ as socket_notes
 from serve.socket import socket_router
 from unmask import __version__
 from unmask.inputs import without_password
@@ -60,7 +61,7 @@ def make_api(settings: Settings, desk: DeskClient, digests: frozenset[str]) -> F
     """
     api = FastAPI(
         title="Unmask", version=__version__, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json",
-        description="Finds manipulated faces in uploads and live streams.",
+        description=f"Finds manipulated faces in uploads and live streams.\n\n## WS /v1/live\n\n{socket_notes}",
     )  # fmt: skip
     guard, meter = Guard(digests), Meter()
     log = set_up()

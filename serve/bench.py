@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from serve.callbacks import call_back
 from serve.faults import ApiError
-from serve.fetch import call_back
 from serve.journal import Journal
 from serve.metrics import Meter
 from serve.settings import Settings

@@ -1,10 +1,17 @@
 """The desk as the door sees it: its answers unwrapped, a refusal raised."""
 
+import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from serve.faults import ApiError
 
 __all__ = ["DeskClient"]
+
+
+# While the desk's node is lost, nobody answers; some calls may load a model first.
+_ANSWER_S, _LOAD_S = 45.0, 150.0
+_LOADING = ("put_model", "open_socket")
 
 
 class DeskClient:
@@ -37,7 +44,12 @@ class DeskClient:
         """
         from ray.exceptions import RayActorError
 
+        call = getattr(self._handle, method).remote(*args, **kwargs)
         try:
-            return await getattr(self._handle, method).remote(*args, **kwargs)
-        except RayActorError:
+            return await asyncio.wait_for(_awaited(call), _LOAD_S if method in _LOADING else _ANSWER_S)
+        except (RayActorError, TimeoutError):
             raise ApiError("NOT_READY", "The service is recovering; try again", 3) from None
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer

@@ -52,7 +52,7 @@ def serve(
     max_upload_mb: Annotated[int, typer.Option("--max-upload-mb", help="Larger uploads are refused.")] = 1024,
     hosts: Annotated[int, typer.Option("--hosts", help="Processes that hold streams.")] = 2,
     analysts: Annotated[int, typer.Option("--analysts", help="Uploads analysed at once.")] = 1,
-    scorers: Annotated[int, typer.Option("--scorers", help="Scorers at the least.")] = 1,
+    scorers: Annotated[int, typer.Option("--scorers", help="Scorers at the least; of 2, one may die.")] = 1,
     max_scorers: Annotated[int, typer.Option("--max-scorers", help="Scorers at the most.")] = 4,
     aggregation: Aggregation = "confident",
     address: Annotated[

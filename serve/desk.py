@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from serve.bench import Bench
-from serve.faults import ApiError, error_json, from_error
+from serve.faults import ApiError, code_of, error_json, from_error
 from serve.fleet import Fleet, Stream
 from serve.journal import Journal
 from serve.logs import set_up
@@ -32,6 +32,8 @@ Answer = dict[str, Any]
 """{"ok": value} or {"refused": {code, message, retry_after_s}}: an error that needs no class on the other side."""
 
 _PRUNE_S = 300.0
+# Of a CPU, that hosts and analysts count for: none is placed on a head that counts none, and lost with it.
+_CPU_SHARE = 0.1
 # Of a GPU, that each analyst holds where there is one.
 _GPU_SHARE = 0.25
 _NAMESPACE = "unmask"
@@ -98,7 +100,8 @@ class Desk:
             ray.remote(Host)
             .options(
                 name=f"unmask-host-{self._app}-{number}", namespace=_NAMESPACE, lifetime="detached",
-                get_if_exists=True, num_cpus=0, max_restarts=0, max_concurrency=1000,
+                get_if_exists=True, num_cpus=_CPU_SHARE, scheduling_strategy=_home(number), max_restarts=0,
+                max_concurrency=1000,
             )
             .remote(self._settings.model_dump(mode="json"), self._app)
         )  # fmt: skip
@@ -110,7 +113,7 @@ class Desk:
 
         del number
         options = {
-            "num_cpus": 0,
+            "num_cpus": _CPU_SHARE,
             "num_gpus": _GPU_SHARE if self._settings.on_gpu else 0,
             "max_restarts": 0,
             "max_concurrency": 3,
@@ -380,6 +383,17 @@ class Desk:
         return meter.render()
 
 
+def _home(number: int) -> Any:
+    """Where a host goes: each to another node, as far as there are some, and none where GPUs are for others."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= _CPU_SHARE]  # type: ignore[no-untyped-call]
+    fit = [node for node in alive if not node["Resources"].get("GPU")] or alive
+    nodes = sorted(str(node["NodeID"]) for node in fit)
+    return NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True) if nodes else "DEFAULT"
+
+
 def _kill(actor: Any) -> None:
     import ray
 
@@ -387,7 +401,7 @@ def _kill(actor: Any) -> None:
 
 
 def _model_json(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    fields = ("version", "sha256", "trained")
+    fields = ("version", "sha256", "trained", "card")
     return {"name": name, "model": model["name"], **{k: model[k] for k in fields}}
 
 
@@ -406,6 +420,7 @@ def _stream_json(stream: Stream) -> dict[str, Any]:
         "state": stream.state,
         "reason": change.get("reason") if known else None,
         "message": change.get("message") if known else None,
+        "error": _error_of(change) if known else None,
         "retry_in_s": change.get("retry_in_s") if known else None,
         "media": change.get("media") if known else None,
         "lag_s": stream.lag_s,
@@ -415,6 +430,15 @@ def _stream_json(stream: Stream) -> dict[str, Any]:
         "resets": snapshot.get("resets", {}),
         "reconnects": snapshot.get("reconnects", {}),
     }
+
+
+def _error_of(change: Mapping[str, Any]) -> dict[str, str] | None:
+    """Why a source is not there, with the API's code; what the service itself refused has one already."""
+    reason = change.get("reason")
+    if reason is None:
+        return None
+    code = code_of(reason) if reason in set(Reason) else str(reason).upper()
+    return {"code": code, "message": change.get("message") or ""}
 
 
 def _event_json(event: Event) -> dict[str, Any]:

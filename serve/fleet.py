@@ -246,7 +246,12 @@ class Fleet:
         except (UnmaskError, ApiError) as error:
             stream.host, stream.state = None, "failed"
             refused = error if isinstance(error, ApiError) else from_error(error)
-            stream.change = {"event": "state", "state": "failed", "reason": refused.code, "message": refused.message}
+            stream.change = {
+                "event": "state",
+                "state": "failed",
+                "reason": refused.code.lower(),
+                "message": refused.message,
+            }
             self._journal.tell(stream.record.id, [("state", {**stream.change, "at": time.time()})])
         except Exception as error:
             _LOG.warning("a stream could not be placed (%s)", type(error).__name__, extra={"stream": stream.record.id})

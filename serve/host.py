@@ -1,6 +1,6 @@
 """A process that holds live streams: sources, tracks, windows. The desk starts several; their streams move if one dies.
 
-It keeps what happened until the desk says that it is stored. A host that no desk has asked for a minute ends itself.
+It keeps what happened until the desk says that it is stored. A host that no desk has asked for five minutes ends.
 """
 
 import asyncio
@@ -21,9 +21,11 @@ from serve.remote import RemoteScorer
 from serve.scorer import ModelKey, Models
 from serve.settings import SCORER, Settings
 from unmask.addresses import AddressPolicy
+from unmask.card import model_card
 from unmask.checkpoints import Description
 from unmask.detection import SCORING_THRESHOLDS
 from unmask.errors import Reason, UnmaskError, UsageError
+from unmask.frame_queue import LiveFrame
 from unmask.live import Event, LiveOptions, LiveSession, resume_clock
 from unmask.models import ForgeryModel
 from unmask.mtcnn import MTCNN
@@ -35,7 +37,8 @@ from unmask.workers import cores
 
 __all__ = ["Host"]
 
-_LEASE_S = 60.0
+# A head that is restarted brings the desk back within minutes.
+_LEASE_S = 300.0
 _MOST_KEPT = 20_000
 _FRAME_EVENTS = ("score", "dropped")
 
@@ -47,6 +50,7 @@ class _Play:
     session: LiveSession
     source: StreamSource | PushSource
     via: str
+    scorer: RemoteScorer
     model: str
     token: str
     task: "asyncio.Task[None] | None" = None
@@ -116,14 +120,14 @@ class Host:
         os._exit(0)
 
     async def describe(self, spec: str) -> dict[str, Any]:
-        """What a model is: the fields of its `ModelInfo`.
+        """What a model is: the fields of its `ModelInfo`, and the sections of its card.
 
         Raises:
             UnmaskError: It cannot be had.
         """
         loop = asyncio.get_running_loop()
         _, description = await loop.run_in_executor(self._pool, self._head, ModelKey(spec))
-        return asdict(description.info())
+        return {**asdict(description.info()), "card": [section.to_json() for section in model_card(description)]}
 
     def _head(self, key: ModelKey) -> tuple[ForgeryModel, Description]:
         return self._models.get(key)
@@ -156,7 +160,7 @@ class Host:
         options = LiveOptions(scoring=scoring, fps=stream["fps"], stale_s=stale_s)
         session = LiveSession(*judging, stream_id=stream["id"], shown=source.shown, options=options, resume=resume)
         via = "socket" if stream["url"] is None else "stream"
-        play = _Play(session, source, via, judging[1].name, stream["token"], counted=session.frames)
+        play = _Play(session, source, via, judging[2], judging[1].name, stream["token"], counted=session.frames)
         play.resets, play.reconnects = dict(session.resets), dict(session.reconnects)
         if stream["id"] in self._plays:  # asked twice meanwhile
             return
@@ -181,6 +185,7 @@ class Host:
             source.start()
             while (item := await source.queue.next()) is not None:
                 async with play.turn:
+                    play.scorer.arrived_s = item.arrived_s if isinstance(item, LiveFrame) else None
                     self._tell(play, await session.take(item))
             self._tell(play, session.finish(Reason.INTERRUPTED if source.queue.was_dropped else None))
         except Exception as error:
@@ -253,22 +258,22 @@ class Host:
             return
         async with play.turn:
             if not play.over:
-                play.model = judging[1].name
+                play.model, play.scorer = judging[1].name, judging[2]
                 self._tell(play, play.session.adopt(*judging))
 
     async def push(self, stream_id: str, data: bytes, pts_s: float) -> bool:
-        """Push a picture into a stream without an address. Whether it still runs."""
+        """Push a picture, or a unit of H.264, into a stream without an address. Whether it still runs."""
         play = self._plays.get(stream_id)
         if play is None or play.over or not isinstance(play.source, PushSource):
             return False
         source = play.source
-        await asyncio.get_running_loop().run_in_executor(self._pool, source.push_jpeg, data, pts_s)
+        await asyncio.get_running_loop().run_in_executor(self._pool, source.push, data, pts_s)
         return True
 
     async def end(self, stream_id: str) -> None:
         """No more pictures will be pushed; those that wait are still scored."""
         if (play := self._plays.get(stream_id)) is not None and isinstance(play.source, PushSource):
-            play.source.end()
+            await asyncio.get_running_loop().run_in_executor(self._pool, play.source.end)
 
     async def pull(self, stream_id: str, after: int, wait_s: float) -> tuple[list[tuple[int, Event]], bool]:
         """The numbered events of one stream after a number, waiting for the first; and whether it is over.

@@ -34,6 +34,10 @@ class RemoteScorer:
         meter: Gets stages, batches and retries.
         detector: Finds faces in this process, where it is given.
         executor: Where the detector works, off the event loop.
+
+    Attributes:
+        arrived_s: When the frame came that is looked at, by `time.monotonic`: the scorer hears how old it is, and there
+            are more of them where frames grow old.
     """
 
     def __init__(
@@ -41,11 +45,16 @@ class RemoteScorer:
     ) -> None:
         self._handle, self._key, self._meter = handle, key, meter
         self._detector, self._executor = detector, executor
+        self.arrived_s: float | None = None
+
+    @property
+    def _age_s(self) -> float:
+        return 0.0 if self.arrived_s is None else time.monotonic() - self.arrived_s
 
     async def find(self, image_HWC: NDArray[np.uint8], near_N4: NDArray[np.float32] | None) -> Faces:
         """The faces of a frame: all of them, or one for each of the boxes near which they are expected."""
         if self._detector is None:
-            return await self._asked("detect", lambda: self._handle.find.remote(image_HWC, near_N4))
+            return await self._asked("detect", lambda: self._handle.find.remote(image_HWC, near_N4, self._age_s))
         started = time.perf_counter()
         work = asyncio.get_running_loop().run_in_executor(self._executor, self._found, image_HWC, near_N4)
         faces = await work
@@ -60,7 +69,8 @@ class RemoteScorer:
 
     async def embed(self, crops_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features float32 (N, D) of crops uint8 (N, H, W, 3) of the model's size."""
-        return await self._asked("embed", lambda: self._handle.embed.remote(self._key, crops_NHWC))
+        found_ND = await self._asked("embed", lambda: self._handle.embed.remote(self._key, crops_NHWC, self._age_s))
+        return np.array(found_ND)  # what comes out of Ray's store cannot be written to, of which PyTorch warns
 
     async def _asked(self, stage: str, call: Callable[[], Awaitable[Done[R]]]) -> R:
         """Ask a replica; another one, where it dies or is silent."""

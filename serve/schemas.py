@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "AnalysisRequest",
     "AnalysisResource",
+    "CardSection",
     "ErrorBody",
     "ErrorResponse",
     "FaceResult",
@@ -146,6 +147,7 @@ class StreamResource(BaseModel):
     state: str = Field(description="starting, connecting, live, stalled, reconnecting, moving, paused, ended, failed.")
     reason: str | None
     message: str | None
+    error: ErrorBody | None = Field(description="Why the source is not there: STREAM_AUTH_FAILED and the like.")
     retry_in_s: float | None
     media: dict[str, Any] | None
     lag_s: float
@@ -162,6 +164,15 @@ class ModelRequest(_Request):
     model: str = Field(max_length=4096, description="A checkpoint's path on the server, a preset or a timm backbone.")
 
 
+class CardSection(BaseModel):
+    """A part of a model's card."""
+
+    title: str
+    text: list[str] = Field(description="Paragraphs.")
+    columns: list[str] = Field(default=[], description="Headings of a table; none where there is no table.")
+    rows: list[list[str | int | float | None]] = []
+
+
 class ModelResource(BaseModel):
     """A model that is served."""
 
@@ -172,3 +183,4 @@ class ModelResource(BaseModel):
     version: str
     sha256: str
     trained: bool
+    card: list[CardSection] = Field(description="What `unmask model-card` prints: data, method, errors, limits.")

@@ -40,7 +40,7 @@ class Settings(BaseModel):
     max_streams: int = Field(16, ge=1, le=4096, description="Streams, sockets included, that may run at once.")
     hosts: int = Field(2, ge=1, le=64, description="Processes that hold streams; with one, a crash costs its restart.")
     analysts: int = Field(1, ge=0, le=64, description="Uploads analysed at once.")
-    scorers: int = Field(1, ge=1, le=64, description="Scorers at the least.")
+    scorers: int = Field(1, ge=1, le=64, description="Scorers at the least; with one, its death costs its restart.")
     max_scorers: int = Field(4, ge=1, le=64, description="Scorers at the most.")
     scorer_cpus: float = Field(0.5, ge=0, description="CPUs that each scorer holds.")
     scorer_gpus: float | None = Field(

@@ -2,9 +2,13 @@
 
 A client opens `/v1/live?model=NAME` and receives {"event": "credits", "credits": n}. Each binary message is a picture:
 eight bytes float64 (big endian) with its presentation time in seconds, four bytes uint32 with the number of messages
-that the client has read so far, then a JPEG, PNG or WebP. It costs a credit; the event that tells what became of it
-(`score` or `dropped`) gives it back: `credits` in every message says how many more the client has now; `number` counts
-the messages. A client that sends without credits, or does not read, is cut off (1008).
+that the client has read so far, then a JPEG, PNG or WebP, or an access unit of H.264 in the byte stream format (Annex
+B: a start code, the parameter sets where they are new, one coded picture). Units come in the order of decoding;
+parameter sets and the size of the pictures may change at any IDR picture. A message costs a credit; the event that
+tells what became of it (`score` or `dropped`) gives it back: `credits` in every message says how many more the client
+has now; `number` counts the messages. A picture that cannot be decoded is `dropped` (media_unreadable, decode_failed);
+so are those of H.264 that damage or a missing unit may have reached (corrupt_frame), up to the next IDR picture. A
+client that sends without credits, or does not read, is cut off (1008).
 A text message {"end": true} lets what waits be scored; then the socket closes (1000).
 """
 
@@ -78,7 +82,7 @@ class _Live:
 
     async def _take(self, data: bytes) -> None:
         if len(data) <= HEADER.size or len(data) > _MOST_BYTES:
-            raise _CutError(1009, "TOO_LARGE", "A message is twelve bytes and a picture of up to 8 MiB.")
+            raise _CutError(1009, "TOO_LARGE", "A message is twelve bytes and a picture or unit of up to 8 MiB.")
         pts_s, read = HEADER.unpack_from(data)
         self._note_read(read)
         if self._credits <= 0:

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -20,7 +21,7 @@ from unmask.faces import cut, enlarge
 from unmask.products import FACES, RESULTS, Products, shard_name
 from unmask.storage import Store
 
-__all__ = ["BOX", "Clip", "faked", "finished_run", "portrait"]
+__all__ = ["BOX", "Clip", "faked", "finished_run", "portrait", "ten_people"]
 
 BOX = (110.0, 60.0, 210.0, 190.0)
 """About where the face is in `portrait`'s pictures of 320 x 240."""
@@ -196,3 +197,16 @@ def _videos(clips: Sequence[Clip]) -> pa.Table:
         result = {"status": clip.status, "faces": faces, "tracks": int(faces > 0), "attempts": 1, "config": "c0ffee"}
         rows.append({**manifest, **looked_at, **result})
     return pa.Table.from_pylist(rows, schema=pa.schema([*_MANIFEST, *RESULTS]))
+
+
+def ten_people(folder: Path) -> Path:
+    """A run over a real and a fake clip of each of ten people, to train with."""
+    frames = {k: [BOX] for k in range(0, 24, 2)}
+    clips = []
+    for n in range(10):
+        about = {"identity": [f"person-{n}"]}
+        clips.append(Clip(video=f"real/{n}", faces=frames, columns={"label": 0, **about}))
+        fake = {"label": 1, "source": f"real/{n}", "method": "flip", **about}
+        clips.append(Clip(video=f"fake/{n}", picture=faked, faces=frames, columns=fake))
+    finished_run(Store(folder), clips, margin=1.7)
+    return folder

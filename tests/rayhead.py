@@ -7,27 +7,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["BIN", "Head", "environment", "free_ports", "ray_head"]
+from tests.processes import children
+
+__all__ = ["BIN", "Head", "environment", "free_ports", "kill_all", "ray_head"]
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-
-
-@dataclass(frozen=True)
-class Head:
-    """Where a head answers."""
-
-    url: str
-    """Of its job server."""
-    gcs: str
-    """HOST:PORT, which `ray.init` and other nodes take."""
-    agent: str
-    """Where a node tells its health."""
+# Ray gives its daemons half a minute to come up, which a busy machine may need and more.
+_STARTS, _KNOCKS = 3, 40
 
 
 def free_ports(count: int) -> list[int]:
@@ -46,52 +37,103 @@ def environment(**more: str) -> dict[str, str]:
     return {**env, "PATH": path, "RAY_AUTH_MODE": "disabled", **more}
 
 
+def kill_all(root: "subprocess.Popen[bytes]") -> None:
+    """Pull the plug: a process and all below it at once, without a word."""
+    for pid in [*(pid for pid, _ in children(root.pid)), root.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    root.wait(30)
+
+
+class Head:
+    """A head node; it may be killed and started again, with the same ports and the same folder.
+
+    Args:
+        log: What it prints goes there.
+        options: More of `ray start`.
+        cpus: How many it counts.
+        env: More variables.
+
+    Attributes:
+        url: Of its job server.
+        gcs: HOST:PORT, which `ray.init` and other nodes take.
+        agent: Where a node tells its health.
+    """
+
+    def __init__(self, log: Path, options: tuple[str, ...], cpus: int, env: Mapping[str, str]) -> None:
+        self._log, self._env = log, environment(**env)
+        self._folder = Path(tempfile.mkdtemp(prefix="ur-", dir="/tmp"))  # sockets' paths must be short
+        port, dashboard, agent, client = free_ports(4)
+        self.url, self.gcs, self.agent = (
+            f"http://127.0.0.1:{dashboard}",
+            f"127.0.0.1:{port}",
+            f"http://127.0.0.1:{agent}",
+        )
+        told = ["--port", port, "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
+        told += ["--ray-client-server-port", client]  # another Ray may have the usual one
+        told += ["--num-cpus", cpus, "--temp-dir", self._folder]
+        self._command = [str(BIN / "ray"), "start", "--head", "--block", *map(str, told), *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of `ray start`."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, and wait until it takes jobs."""
+        for _ in range(_STARTS):
+            with self._log.open("ab") as file:
+                self._process = subprocess.Popen(self._command, env=self._env, stdout=file, stderr=file)
+            if self._takes_jobs():
+                return
+            kill_all(self._process)
+        raise AssertionError(self._log.read_text()[-3000:])
+
+    def _takes_jobs(self) -> bool:
+        """The server answers before its agent can take jobs. False where the head has ended."""
+        assert self._process is not None
+        for _ in range(_KNOCKS):
+            done = subprocess.run(
+                [BIN / "ray", "job", "submit", "--address", self.url, "--", "true"],
+                env=self._env, capture_output=True, timeout=300,
+            )  # fmt: skip
+            if done.returncode == 0:
+                return True
+            if self._process.poll() is not None:
+                return False
+        return False
+
+    def kill(self) -> None:
+        """Pull its plug."""
+        assert self._process is not None
+        kill_all(self._process)
+
+    def end(self) -> None:
+        """End it, with all its processes."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)  # `--block` ends its processes with it
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                kill_all(self._process)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 @contextmanager
-def ray_head(log: Path, *options: str, cpus: int = 2) -> Iterator[Head]:
+def ray_head(log: Path, *options: str, cpus: int = 2, env: Mapping[str, str] | None = None) -> Iterator[Head]:
     """Start a head, and end it with all its processes.
 
     Args:
         log: What it prints goes there.
         options: More of `ray start`.
         cpus: How many it counts.
+        env: More variables.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ur-", dir="/tmp"))  # sockets' paths must be short
-    port, dashboard, agent, client = free_ports(4)
-    told = ["--port", port, "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
-    told += ["--ray-client-server-port", client]  # another Ray may have the usual one
-    with log.open("wb") as file:
-        head = subprocess.Popen(
-            [
-                BIN / "ray",
-                "start",
-                "--head",
-                "--block",
-                "--num-cpus",
-                str(cpus),
-                "--temp-dir",
-                folder,
-                *map(str, told),
-                *options,
-            ],
-            env=environment(),
-            stdout=file,
-            stderr=file,
-        )
-    found = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", f"http://127.0.0.1:{agent}")
+    head = Head(log, options, cpus, env or {})
     try:
-        # The server answers before its agent can take jobs.
-        for _ in range(40):
-            done = subprocess.run(
-                [BIN / "ray", "job", "submit", "--address", found.url, "--", "true"],
-                env=environment(), capture_output=True, text=True, timeout=300,
-            )  # fmt: skip
-            if done.returncode == 0:
-                break
-            assert head.poll() is None, log.read_text()[-3000:]
-        else:
-            raise AssertionError(done.stderr + log.read_text()[-2000:])
-        yield found
+        head.start()
+        yield head
     finally:
-        head.send_signal(signal.SIGTERM)  # `--block` ends its processes with it
-        head.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        head.end()

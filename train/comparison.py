@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from train.config import TrainConfig
 from train.ensemble import Ensemble, Member
-from train.heldout import heldout_blends
+from train.heldout import heldout_scores
 from unmask import console
 from unmask.storage import Store
 
@@ -38,19 +38,24 @@ def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, 
 
     Returns:
         What `COMPARISON` holds: of each model `size_of`, and its measures with 95% intervals by video; the student
-        first, with its share of its first teacher's weights and what its AUC lacks.
+        first, then its teachers, several of them also together. The student's share of all their weights, and what its
+        AUC lacks of theirs.
 
     Raises:
         UsageError: Nobody was left for the test.
     """
-    members = [*Ensemble.load([model], device).members, *Ensemble.load(config.distill.teachers, device).members]
-    rows = []
-    for member in members:
-        metrics = _measures(member, config, data, store, device)
-        rows.append({"name": member.name, **size_of(member, device), "metrics": metrics})
-    student, teacher = rows[0], rows[1]
+    teachers = Ensemble.load(config.distill.teachers, device)
+    members = [*Ensemble.load([model], device).members, *teachers.members]
+    rows = [{"name": member.name, **size_of(member, device)} for member in members]
+    if len(teachers.members) > 1:
+        sums = {key: sum(row[key] for row in rows[1:]) for key in ("weights", "bytes", "ms_per_crop")}
+        rows.append({"name": teachers.name, **sums})
+    measure = _of_blends if config.data.draw == "selfblend" else _of_videos
+    for row, metrics in zip(rows, measure(members, teachers, config, data, store, device), strict=True):
+        row["metrics"] = metrics
+    student, teacher = rows[0], rows[-1]
     found: dict[str, Any] = {"device": device.type, "models": rows, "weights": student["weights"] / teacher["weights"]}
-    both = [row["metrics"]["auc"]["value"] for row in (student, teacher)]
+    both = [row["metrics"].get("auc", {}).get("value") for row in (student, teacher)]
     found["auc_lost"] = None if None in both else both[1] - both[0]
     store.write(COMPARISON, (json.dumps(found, indent=1) + "\n").encode())
     return found
@@ -82,22 +87,50 @@ def _seconds(model: Any, inputs_N3HW: torch.Tensor) -> float:
     return float(np.median(took[1:]))
 
 
-def _measures(
-    member: Member, config: TrainConfig, data: Sequence[str], store: Store, device: torch.device
-) -> Mapping[str, Any]:
-    """Of self-blended people who were left, where those were trained on; else what `unmask evaluate` says."""
-    if config.data.draw == "selfblend":
+def _of_blends(
+    members: Sequence[Member],
+    teachers: Ensemble,
+    config: TrainConfig,
+    data: Sequence[str],
+    store: Store,  # noqa: ARG001  nothing is written
+    device: torch.device,
+) -> Iterator[Mapping[str, Any]]:
+    """Of self-blended people who were left: the student, its teachers, and several of them together."""
+    kind, said = config.augment.blends, []
+    for member in members:
         own = replace(config.model, head=member.model.config.head, window=member.model.config.window)
         asked = replace(config, model=own, distill=replace(config.distill, teachers=()))
-        found: Mapping[str, Any] = heldout_blends(member.model, member.description, asked, data, device)["metrics"]
-        return found
+        ((_, found),) = heldout_scores(member.model, member.description, asked, data, device, [kind])
+        said.append(found)
+        yield found.measures(member.description.calibration.threshold)
+    several = said[1:]
+    if len(several) > 1:
+        # Of clips and frames there is no mean.
+        alike = len({(found.level, len(found.label_K)) for found in several}) == 1
+        shares = [member.weight for member in teachers.members]
+        mean_K = np.average([found.probability_K for found in several], axis=0, weights=shares) if alike else None
+        yield {} if mean_K is None else replace(several[0], probability_K=mean_K).measures(teachers.threshold)
+
+
+def _of_videos(
+    members: Sequence[Member],
+    teachers: Ensemble,
+    config: TrainConfig,
+    data: Sequence[str],
+    store: Store,
+    device: torch.device,
+) -> Iterator[Mapping[str, Any]]:
+    """What `unmask evaluate` says of videos that none of them has seen."""
     from train.evaluate import write_evaluation
     from train.findings import Examination
 
-    place = Store(store.uri_of(f"evaluation/{member.name.replace('/', '-')}"))
-    document = write_evaluation([member.given], list(data), place, "unseen", device.type, Examination())
-    overall: Mapping[str, Any] = document["results"]["overall"]["video"]["metrics"]
-    return overall
+    asked = [(member.name, [member.given]) for member in members]
+    asked += [("teachers", list(config.distill.teachers))] if len(teachers.members) > 1 else []
+    for name, models in asked:
+        place = Store(store.uri_of(f"evaluation/{name.replace('/', '-')}"))
+        document = write_evaluation(models, list(data), place, "unseen", device.type, Examination())
+        overall: Mapping[str, Any] = document["results"]["overall"]["video"]["metrics"]
+        yield overall
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:

@@ -66,6 +66,9 @@ class Teachers:
             UsageError: One sees other crops than the student, or judges clips and the student does not.
         """
         ensemble = Ensemble.load(config.distill.teachers, device)
+        for member in ensemble.members:
+            if config.loop.channels_last:
+                member.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(ensemble, config.distill, student, clips=config.model.takes_clips)
 
     @torch.no_grad()
@@ -180,7 +183,7 @@ def distilled(config: TrainConfig, teachers: Sequence[str], student: str | None)
     finds = description.config.pyramid and learnt.data.draw == "selfblend"
     head = "frame" if description.config.head == "mobilenet" else description.config.head
     backbone = student or config.model.backbone
-    model = replace(description.config, backbone=backbone, head=head, drop_path=0.0, pyramid=finds)
+    model = replace(description.config, backbone=backbone, head=head, drop_path=0.0, pyramid=finds, stages=3)
     given = description.preprocessing
     return replace(
         config,

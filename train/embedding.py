@@ -38,12 +38,14 @@ class Embedded:
     Args:
         rows_N: Their numbers in the catalogue.
         features_ND: float32 (N, D); NaN where the crop is damaged.
-        whole_N: bool (N,), the crop could be read.
+        whole_N: bool (N,), the crop could be read, and what the model takes could be made of it.
+        depth_failed: Those of `rows_N` that have no depth map, where a model takes one.
     """
 
     rows_N: NDArray[np.int64]
     features_ND: NDArray[np.float32]
     whole_N: NDArray[np.bool_]
+    depth_failed: frozenset[int] = frozenset()
 
 
 def embedded(

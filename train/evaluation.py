@@ -140,7 +140,7 @@ def _outcome(
             for track_id, track in tally.tracks.items()
         },
         deciding=score.faces[0].track_id if score.faces else None,
-        damaged=int((~features.whole_N).sum()),
+        damaged=int((~features.whole_N).sum()) - len(features.depth_failed),
     )
 
 
@@ -157,7 +157,9 @@ def _frames(
         kept = [row for row in rows.tolist() if row not in broken and catalogue.track_N[row] >= 0]
         interrupted |= {int(catalogue.track_N[row]) for row in rows.tolist() if row in broken}
         if not kept or catalogue.corrupt_N[rows[0]]:
-            yield _nothing_seen(pts_s, index, Reason.CORRUPT_FRAME, features.features_ND.shape[1])
+            mapless = not catalogue.corrupt_N[rows[0]] and features.depth_failed.issuperset(rows.tolist())
+            reason = Reason.DEPTH_FAILED if mapless else Reason.CORRUPT_FRAME
+            yield _nothing_seen(pts_s, index, reason, features.features_ND.shape[1])
             continue
         sightings = []
         for row in kept:

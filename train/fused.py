@@ -301,14 +301,15 @@ def fused(
     keeper = Keeper(catalogue, reader, Extractor(member.model, member.description.preprocessing, _depth_of(member)))
     for rows_N in videos:
         features_NE = np.full((len(rows_N), member.model.frame_dim), np.nan, np.float32)
-        whole_N = np.zeros(len(rows_N), np.bool_)
+        whole_N, failed = np.zeros(len(rows_N), np.bool_), set[int]()
         for track in np.unique(catalogue.track_N[rows_N]).tolist():
             rows_L, clip = keeper.track(int(catalogue.video_N[rows_N[0]]), track)
             place = {int(row): n for n, row in enumerate(rows_L) if clip.state_L[n] == GOOD}
+            failed.update(rows_L[clip.state_L == NO_DEPTH].tolist())
             for n, row in enumerate(rows_N.tolist()):
                 if row in place:
                     features_NE[n], whole_N[n] = clip.features_LE[place[row]], True
-        yield Embedded(rows_N, features_NE, whole_N)
+        yield Embedded(rows_N, features_NE, whole_N, frozenset(failed.intersection(rows_N.tolist())))
     say(str(keeper.account))
 
 

@@ -1,9 +1,12 @@
 """A detector trained on real faces alone, tested on real faces of other people and on self-blends of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from train.augment import BLENDS
 from train.catalogue import Catalogue
@@ -21,10 +24,34 @@ from unmask.errors import UsageError
 from unmask.intervals import detection_measures
 from unmask.models import ForgeryModel
 
-__all__ = ["heldout_blends"]
+__all__ = ["Heldout", "heldout_blends", "heldout_scores"]
 
 # Other fakes than those that the epoch was chosen by.
 _SEED = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heldout:
+    """What a model says of self-blended and of pristine faces of people who were left; the same faces for every model.
+
+    Args:
+        probability_K: Calibrated.
+        label_K: 1 for a self-blend.
+        video_K: By number.
+        videos: How many.
+        level: frame or clip.
+    """
+
+    probability_K: NDArray[np.float64]
+    label_K: NDArray[np.float64]
+    video_K: NDArray[np.int64]
+    videos: int
+    level: str
+
+    def measures(self, threshold: float) -> dict[str, Any]:
+        """Metrics with 95% intervals by video, as JSON can say them."""
+        found = detection_measures(self.probability_K, self.label_K, self.video_K, threshold=threshold)
+        return {metric: measure.to_json() for metric, measure in found.items()}
 
 
 def heldout_blends(
@@ -46,36 +73,46 @@ def heldout_blends(
     Raises:
         UsageError: Nobody was left.
     """
+    found = dict(heldout_scores(model, description, config, data, device, list(BLENDS)))
+    threshold = description.calibration.threshold
+    by_blends = {name: judged.measures(threshold) for name, judged in found.items()}
+    trained_on = found[config.augment.blends]
+    return {
+        "what": "self-blended against pristine faces of people who were not trained on",
+        "videos": trained_on.videos,
+        "faces": len(trained_on.label_K),
+        "level": trained_on.level,
+        "blends": config.augment.blends,
+        "metrics": by_blends[config.augment.blends],
+        "by_blends": by_blends,
+    }
+
+
+def heldout_scores(
+    model: ForgeryModel,
+    description: Description,
+    config: TrainConfig,
+    data: Sequence[str],
+    device: torch.device,
+    kinds: Sequence[str],
+) -> Iterator[tuple[str, Heldout]]:
+    """What a model says of people who were left, for each kind of self-blends. As `heldout_blends`."""
     catalogue = Catalogue.read(data)
     splits = splits_of(catalogue, config, 0)
     if not splits.test:
         raise UsageError("nobody was left for the test: set data.fractions with a third share above 0")
     network = Network(model.to(device), description.preprocessing)
-    by_blends: dict[str, dict[str, Any]] = {}
-    for name, blend in BLENDS.items():
+    for kind in kinds:
         samples = Samples(
             catalogue,
             CropReader(catalogue),
             pool_of(catalogue, splits.test, config, "test"),
             config,
             description.preprocessing,
-            blend=blend,
+            blend=BLENDS[kind],
             seed=_SEED,
         )
         found = validate(network, samples, Precision(device, torch.float32), Context(device=device), loader_workers=0)
-        measures = detection_measures(
-            description.calibration.probability(found.logits_K),
-            found.labels_K,
-            found.groups_K,
-            threshold=description.calibration.threshold,
-        )
-        by_blends[name] = {metric: measure.to_json() for metric, measure in measures.items()}
-    return {
-        "what": "self-blended against pristine faces of people who were not trained on",
-        "videos": len(splits.test),
-        "faces": len(found.logits_K),
-        "level": "frame" if samples.length == 1 else "clip",
-        "blends": config.augment.blends,
-        "metrics": by_blends[config.augment.blends],
-        "by_blends": by_blends,
-    }
+        level = "frame" if samples.length == 1 else "clip"
+        probability_K = np.asarray(description.calibration.probability(found.logits_K), np.float64)
+        yield kind, Heldout(probability_K, found.labels_K, found.groups_K, len(splits.test), level)

@@ -46,7 +46,7 @@ _CALIBRATION_DRAWS, _HELDOUT_DRAWS = 4, 4
 """Real and fake clips of each person: a calibration error of few clips is mostly chance."""
 _HELDOUT = ("clean", "shared")
 _CHANCE_DRAWS = 100
-_FAMILY_PEOPLE, _PERTURBED_PEOPLE = 60, 16
+_COMPARED_PEOPLE, _FAMILY_PEOPLE, _PERTURBED_PEOPLE = 60, 40, 12
 _METRICS = ("auc", "eer", "ece", "brier", "tpr_at_fpr_5")
 _CPU = torch.device("cpu")
 _FRAMES = 32
@@ -121,7 +121,7 @@ def finish(
         return kept(step, lambda: _tried(by, models, conditions, **how), **on)
 
     heldout = tried("heldout", alone, {name: CONDITIONS[name] for name in _HELDOUT}, draws=_HELDOUT_DRAWS)
-    compared = tried("compared", trial, CONDITIONS, draws=1)
+    compared = tried("compared", trial, CONDITIONS, draws=1, people=_COMPARED_PEOPLE)
     families = tried("families", alone, FAMILIES, draws=1, people=_FAMILY_PEOPLE)
     robust = kept(
         "robustness", lambda: _perturbed(alone, models["shipped"]), people=_PERTURBED_PEOPLE, calibrations=calibrations

@@ -56,7 +56,6 @@ def _rhythm(name: str) -> SelfBlend:
 CONDITIONS: Mapping[str, Condition] = {
     "shared": Condition("all fakes, as shared videos", BLENDS["video"], shared=True),
     "clean": Condition("all fakes, as photographed", BLENDS["video"], shared=False),
-    "paper-clean": Condition("the paper's blends, as photographed", BLENDS["paper"], shared=False),
     "paper": Condition("the paper's blends, as shared videos", BLENDS["paper"], shared=True),
     "jitter": Condition("fakes that tremble, as shared videos", _rhythm("jitter"), shared=True),
     "flicker": Condition("fakes that flicker, as shared videos", _rhythm("flicker"), shared=True),

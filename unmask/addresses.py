@@ -1,18 +1,23 @@
 """Which network addresses may be connected to, so that a server is no door into the network behind it (SSRF)."""
 
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from unmask.errors import MediaError, Reason
-from unmask.inputs import without_password
 
-__all__ = ["AddressPolicy", "refused_network"]
+__all__ = ["AddressPolicy", "refused_network", "without_password"]
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 # IPv6 networks in which an IPv4 address is hidden: 6to4 and NAT64. (Mapped ones and Teredo `ipaddress` knows.)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def without_password(url: str) -> str:
+    """A URL without user and password; anything else as it is."""
+    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def refused_network(address: str) -> str | None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from unmask.album import Album
 from unmask.card import card_json
 from unmask.checkpoints import Description
-from unmask.detection import SCORING_THRESHOLDS
+from unmask.detection import FaceDetector
+from unmask.detectors import load_detector
 from unmask.devices import select_device
 from unmask.errors import MediaError, ModelError, Reason
 from unmask.evidence import ReportEntry, TrackEvidence
@@ -25,7 +26,6 @@ from unmask.explain import heatmaps
 from unmask.faces import crop
 from unmask.inputs import FetchLimits, Source, content_id, fetched
 from unmask.models import ForgeryModel
-from unmask.mtcnn import MTCNN
 from unmask.plan import Sampling
 from unmask.presets import DEFAULT_MODEL, resolve
 from unmask.records import Status, VideoInfo, VideoScore
@@ -90,7 +90,7 @@ class Analyzer:
         self,
         model: ForgeryModel,
         description: Description,
-        detector: MTCNN,
+        detector: FaceDetector,
         *,
         options: ScoringOptions | None = None,
         limits: FetchLimits | None = None,
@@ -111,6 +111,7 @@ class Analyzer:
         device: str = "auto",
         weights: Path | None = None,
         pretrained: bool | None = None,
+        detector: str = "mtcnn",
         options: ScoringOptions | None = None,
         limits: FetchLimits | None = None,
     ) -> Self:
@@ -121,6 +122,7 @@ class Analyzer:
             device: See `select_device`.
             weights: Weights of the backbone, from a file.
             pretrained: Whether a backbone gets timm's weights; left open, the preset decides.
+            detector: What finds faces; one of `unmask.detection.DETECTORS`.
             options: What counts as evidence.
             limits: What a download may cost.
 
@@ -133,9 +135,7 @@ class Analyzer:
             DEFAULT_MODEL if model is None else model, device=where, weights=weights, pretrained=pretrained
         )
         description.check_detects()
-        return cls(
-            built, description, MTCNN(device=where, thresholds=SCORING_THRESHOLDS), options=options, limits=limits
-        )
+        return cls(built, description, load_detector(detector, device=where), options=options, limits=limits)
 
     def analyze(
         self,

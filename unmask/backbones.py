@@ -27,7 +27,7 @@ _HUB_FILES = ("model.safetensors", "open_clip_model.safetensors")
 # Under these, published detectors keep their backbone: ours, and the DFDC winner's.
 _BACKBONE_PREFIXES = ("backbone.", "encoder.")
 _HEAD_PREFIX = "head."
-_INNER_PREFIX = "inner."  # of a pyramid
+_INNER_PREFIX, _JOINING = "inner.", "laterals."  # of a pyramid
 
 
 def close_matches(name: str, *more: str) -> list[str]:
@@ -120,7 +120,8 @@ def load_weights(backbone: nn.Module, head: nn.Module, path: Path) -> bool:
 
     Args:
         backbone: As `create_backbone` makes it, or a pyramid on it. A pyramid takes another pyramid's tensors, or those
-            of a whole backbone, of which it leaves out what lies behind its maps.
+            of a whole backbone, of which it leaves out what lies behind its maps. One that is cut takes what it
+            has of a whole one.
         head: The head on it. A linear one also takes `fc.weight` and `fc.bias` of the DFDC winner's files.
         path: See `read_tensors`. Names are timm's, alone or under `backbone.` or `encoder.`; or those of
             `efficientnet_pytorch` and of the originals that timm converts (CLIP, EVA, ConvNeXt).
@@ -132,6 +133,11 @@ def load_weights(backbone: nn.Module, head: nn.Module, path: Path) -> bool:
         ModelError: The file cannot be read, or lacks tensors of the backbone, or belongs to another architecture.
     """
     backbone_tensors, head_tensors = _divided(read_tensors(path))
+    if isinstance(backbone, Pyramid) and backbone.is_cut:
+        known = backbone.state_dict()
+        cut = {k: v for k, v in backbone_tensors.items() if k in known or not k.startswith((_INNER_PREFIX, _JOINING))}
+        head_tensors = head_tensors if len(cut) == len(backbone_tensors) else {}  # that one knows other maps
+        backbone_tensors = cut
     is_whole = isinstance(backbone, Pyramid) and not any(k.startswith(_INNER_PREFIX) for k in backbone_tensors)
     if is_whole:
         backbone = cast("Pyramid", backbone).inner

@@ -24,6 +24,7 @@ from unmask.console import (
     AsJson,
     Device,
     Every,
+    FaceFinder,
     Fps,
     Frames,
     civil,
@@ -85,6 +86,7 @@ def score(
         typer.Option("--pretrained/--no-pretrained", help="Whether a backbone by name gets its published weights."),
     ] = None,
     aggregation: Aggregation = "confident",
+    detector: FaceFinder = "mtcnn",
     url_timeout: Annotated[
         float, typer.Option("--url-timeout", help="Give up on a server that is silent for so many seconds.")
     ] = 10.0,
@@ -116,6 +118,7 @@ def score(
         device=device,
         weights=weights,
         pretrained=pretrained,
+        detector=detector,
         options=options,
         limits=FetchLimits(silence_s=url_timeout),
     )
@@ -352,14 +355,16 @@ def live(
 @app.command(name="model-card")
 @civil
 def model_card(
-    model: Annotated[str, typer.Argument(help="A checkpoint's path, a preset, or a timm backbone.")] = "",
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint's path, a preset, or a timm backbone; by default the one that is used.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Say what a model is, what it was made from, how good it is, and what it must not be used for."""
     from unmask.card import card_json, card_markdown
-    from unmask.presets import DEFAULT_MODEL, resolve
+    from unmask.presets import DEFAULT_MODEL, described
 
-    _, description = resolve(model or DEFAULT_MODEL)
+    description = described(model or DEFAULT_MODEL)
     if as_json:
         print_json(card_json(description))
     else:
@@ -376,6 +381,7 @@ def faces(
     every: Every = None,
     margin: Annotated[float, typer.Option("--margin", help="Side of a crop over side of the face's box.")] = 1.3,
     aligned: Annotated[bool, typer.Option("--align", help="Turn the crops upright by their landmarks.")] = False,
+    detector: FaceFinder = "mtcnn",
     device: Device = "auto",
 ) -> None:
     """Find the faces of a video: boxes, landmarks, tracks and crops."""
@@ -384,15 +390,14 @@ def faces(
     sampling = sampling_of(frames, fps, every)
     if not 0.5 <= margin <= 4:
         raise UsageError(f"--margin must be from 0.5 to 4; got {margin:g}.")
-    from unmask.detection import SCORING_THRESHOLDS
+    from unmask.detectors import load_detector
     from unmask.devices import select_device
     from unmask.gallery import write_faces
-    from unmask.mtcnn import MTCNN
 
-    detector = MTCNN(device=select_device(device), thresholds=SCORING_THRESHOLDS)
+    finder = load_detector(detector, device=select_device(device))
     source = Source(file)
     with fetched(source) as path, _writing(out):
-        count = write_faces(path, out, sampling, detector, name=source.shown, margin=margin, aligned=aligned)
+        count = write_faces(path, out, sampling, finder, name=source.shown, margin=margin, aligned=aligned)
     say(f"{count} faces lie in {out.resolve()}")
 
 

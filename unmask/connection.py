@@ -6,7 +6,6 @@ until the next one that stands alone.
 """
 
 import errno
-import logging
 import socket
 import ssl
 import time
@@ -26,7 +25,7 @@ from av.video.stream import VideoStream
 
 from unmask.addresses import AddressPolicy
 from unmask.errors import MediaError, Reason, UsageError
-from unmask.flow import Flow, Picture, tells_of_damage
+from unmask.flow import Flow, Picture, listen, tells_of_damage
 from unmask.http_input import HttpInput
 from unmask.inputs import without_password
 from unmask.sampler import Sampler
@@ -103,7 +102,7 @@ class Connection:
         self.shown = without_password(address)
         self._address, self._limits, self._policy = address, limits, policy
         self._http: HttpInput | None = None
-        _listen()
+        listen()
         self._log = av.logging.Capture(local=True)
         self._said = self._log.__enter__()
         self._container: InputContainer | None = None
@@ -319,16 +318,6 @@ class Connection:
         damage = any(tells_of_damage(*entry) for entry in self._said)
         self._said.clear()
         return damage
-
-
-def _listen() -> None:
-    """Have libav's complaints kept for the thread that causes them; see `Connection`. Nothing is printed."""
-    log = logging.getLogger("libav")
-    if not log.handlers:
-        log.addHandler(logging.NullHandler())
-        log.propagate = False
-    av.logging.set_skip_repeated(False)
-    av.logging.set_level(av.logging.WARNING)
 
 
 def _knows_size(container: InputContainer) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
     "AsJson",
     "Device",
     "Every",
+    "FaceFinder",
     "Fps",
     "Frames",
     "civil",
@@ -57,6 +58,9 @@ Fps = Annotated[float | None, typer.Option("--fps", help="F frames a second.")]
 Every = Annotated[int | None, typer.Option("--every", help="Every N-th frame; 1 is all of them.")]
 Aggregation = Annotated[
     str, typer.Option("--aggregation", help="How frames make a track's score: confident, mean or max.")
+]
+FaceFinder = Annotated[
+    str, typer.Option("--detector", help="What finds faces: mtcnn, or hog (dlib's; pip install unmask\\[dlib]).")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]

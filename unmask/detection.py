@@ -1,17 +1,59 @@
 """What can be said of face detection without its networks: settings, scales, and where the weights lie."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from unmask.errors import ModelError, Reason, UsageError
 
-__all__ = ["NETS", "SCORING_THRESHOLDS", "detection_scale", "scale_for_smallest_face", "weights_file"]
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from unmask.records import Faces
+
+__all__ = [
+    "DETECTORS",
+    "NETS",
+    "SCORING_THRESHOLDS",
+    "FaceDetector",
+    "Images",
+    "detection_scale",
+    "scale_for_smallest_face",
+    "weights_file",
+]
+
+DETECTORS = ("mtcnn", "hog")
+"""By name: `mtcnn` comes with Unmask, `hog` needs the extra `dlib`."""
 
 NETS = ("pnet", "rnet", "onet")
 """The three networks of MTCNN."""
 
 SCORING_THRESHOLDS = (0.7, 0.8, 0.8)
 """Of the three networks, as the DFDC challenge's winner sets them to score videos: fewer things that are no faces."""
+
+
+Images: TypeAlias = "Sequence[NDArray[np.uint8] | Tensor] | Tensor"
+"""RGB, uint8, (H, W, 3) each, of any sizes; or one tensor (N, H, W, 3)."""
+
+
+class FaceDetector(Protocol):
+    """What whoever looks for faces needs of a detector; see `unmask.mtcnn.MTCNN` for shapes and units."""
+
+    device: "torch.device"
+    min_face_px: float
+    """The smallest face that it finds, in pixels of what it searches."""
+
+    def search(self, images: Images, *, scale: float | Literal["auto"] = "auto") -> list["Faces"]:
+        """The faces of each image, most probable first."""
+        ...
+
+    def refine(self, images: Images, boxes: "Sequence[NDArray[np.float32]]") -> list["Faces"]:
+        """The faces near boxes (N, 4) that are nearly known, one a box; probability 0 where there is none any more."""
+        ...
 
 
 def detection_scale(width: int, height: int) -> float:

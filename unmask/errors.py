@@ -60,6 +60,7 @@ class Reason(StrEnum):
     MISSING_FRAME = "missing_frame"
     FRAME_TOO_SMALL = "frame_too_small"
     FACE_TOO_SMALL = "face_too_small"
+    DEPTH_FAILED = "depth_failed"
     # A live frame that came too late, at the wrong time, or to a scorer that failed.
     QUEUE_FULL = "queue_full"
     STALE_FRAME = "stale_frame"

@@ -5,6 +5,7 @@ damaged until the next one that stands alone: a superset, and what a damaged fac
 manipulation.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +19,14 @@ from av.video.stream import VideoStream
 from unmask.packets import PacketFlag, packet_parser
 from unmask.sampler import Sampler
 
-__all__ = ["Flow", "Picture", "tells_of_damage"]
+__all__ = ["Flow", "Picture", "listen", "tells_of_damage"]
 
 # Without pictures that stand alone (intra refresh), damage counts as healed after so long without new damage.
 _HEALED_S = 10.0
 # A source whose pictures still have no time by then has no clock (MJPEG over HTTP): ours is taken.
 _CLOCKLESS_S = 1.0
+# libav gives RTSP's first picture no time. It lies before the second as that one before the third, within this.
+_FIRST_STEP_S = 1.0
 _DECODERS = frozenset("h264 hevc vp8 vp9 av1 libdav1d mjpeg mpeg4 mpeg2video".split())
 
 
@@ -37,6 +40,16 @@ class Picture(NamedTuple):
     pts_s: float
     is_damaged: bool
     lost: int
+
+
+def listen() -> None:
+    """Have libav's complaints kept for the thread that causes them, by `av.logging.Capture`. Nothing is printed."""
+    log = logging.getLogger("libav")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+    av.logging.set_skip_repeated(False)
+    av.logging.set_level(av.logging.WARNING)
 
 
 def tells_of_damage(level: int, name: str, message: str) -> bool:
@@ -62,6 +75,8 @@ class Flow:
         self._parse = packet_parser(self._context.codec.canonical_name, self._context.extradata or b"")
         self._whole_from_s, self._damaged_s = -math.inf, -math.inf
         self._failed = self._has_clock = False
+        self._first: VideoFrame | None = None
+        self._second: tuple[VideoFrame, float] | None = None
         self._began_s = self.shown_s = time.monotonic()
 
     def decode(self, packet: Any) -> Iterator[Picture]:
@@ -98,9 +113,25 @@ class Flow:
 
     def _due(self, frame: VideoFrame) -> Iterator[Picture]:
         self.shown_s = time.monotonic()
-        pts_s = self._pts_s(frame)
+        pts_s, is_first = self._pts_s(frame), self._first is None and not self._has_clock
         if pts_s is None:
-            return
+            self._first = frame if is_first else self._first
+        elif self._first is not None and self._has_clock and self._second is None:
+            self._second = frame, pts_s
+        else:
+            yield from self._beginning(pts_s)
+            yield from self._at(frame, pts_s)
+
+    def _beginning(self, third_s: float) -> Iterator[Picture]:
+        """The pictures that waited until the time of the first could be told."""
+        first, second, self._first, self._second = self._first, self._second, None, None
+        if first is not None and second is not None:
+            step_s = third_s - second[1]
+            if 0 < step_s <= _FIRST_STEP_S:
+                yield from self._at(first, second[1] - step_s)
+            yield from self._at(*second)
+
+    def _at(self, frame: VideoFrame, pts_s: float) -> Iterator[Picture]:
         if frame.is_corrupt:
             self._note_damage()
         elif self._whole_from_s == math.inf and self.shown_s - self._damaged_s > _HEALED_S:

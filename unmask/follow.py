@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmask.detection import FaceDetector, Images
 from unmask.errors import UsageError
-from unmask.mtcnn import MTCNN, Images
 from unmask.records import Faces
 
 __all__ = ["Find", "Follower", "follow", "follow_with"]
@@ -62,7 +62,7 @@ class Follower:
 
     def __init__(
         self,
-        detector: MTCNN | None,
+        detector: FaceDetector | None,
         *,
         search_every: int = 15,
         search_every_s: float = 0.5,

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.atomic import replacing
+from unmask.detection import FaceDetector
 from unmask.errors import Reason
 from unmask.faces import align, cut, enlarge
-from unmask.mtcnn import MTCNN
+from unmask.hog import HogDetector
 from unmask.plan import Sampling
 from unmask.video import VideoReader
 from unmask.watch import Seen, Stopwatch, watch
@@ -21,13 +22,20 @@ __all__ = ["write_faces"]
 
 
 def write_faces(
-    path: Path, out: Path, sampling: Sampling, detector: MTCNN, *, name: str, margin: float = 1.3, aligned: bool = False
+    path: Path,
+    out: Path,
+    sampling: Sampling,
+    detector: FaceDetector,
+    *,
+    name: str,
+    margin: float = 1.3,
+    aligned: bool = False,
 ) -> int:
     """Find the faces of a video and write them down.
 
     `faces.json` holds the media facts and, for every frame that was asked for, its time, its faces (box, landmarks,
-    probability, track, file of the crop) or the reason why there is none. It is written last: where it stands, the
-    crops are whole.
+    probability, track, file of the crop; from dlib also 68 landmarks and what tells people apart) or the reason why
+    there is none. It is written last: where it stands, the crops are whole.
 
     Args:
         path: The video.
@@ -48,7 +56,7 @@ def write_faces(
     with VideoReader(path) as reader:
         (out / "crops").mkdir(parents=True, exist_ok=True)
         seen_frames = watch(reader, sampling, detector, Workers(detector.device), Stopwatch())
-        frames = [_frame(seen, out, margin=margin, aligned=aligned) for seen in seen_frames]
+        frames = [_frame(seen, out, detector, margin=margin, aligned=aligned) for seen in seen_frames]
         media = reader.info.to_json()
     with replacing(out / "faces.json") as beside:
         beside.write_text(json.dumps({"input": name, "media": media, "frames": frames}, indent=1) + "\n")
@@ -59,7 +67,7 @@ def write_faces(
     return len(crops)
 
 
-def _frame(seen: Seen, out: Path, *, margin: float, aligned: bool) -> dict[str, Any]:
+def _frame(seen: Seen, out: Path, detector: FaceDetector, *, margin: float, aligned: bool) -> dict[str, Any]:
     faces = []
     for n, sighting in enumerate(seen.sightings):
         assert seen.frame is not None
@@ -77,10 +85,23 @@ def _frame(seen: Seen, out: Path, *, margin: float, aligned: bool) -> dict[str, 
                 "landmarks": np.round(landmarks_K2, 2).tolist(),
                 "probability": round(float(seen.faces.probabilities_N[n]), 4),
                 "crop": file.as_posix(),
+                **_more(detector, image_HWC, box_4),
             }
         )
     reason: Reason | None = seen.reason
     return {"index": seen.index, "pts_s": round(seen.pts_s, 6), "faces": faces, "reason": reason}
+
+
+def _more(detector: FaceDetector, image_HWC: NDArray[np.uint8], box_4: NDArray[np.float32]) -> dict[str, Any]:
+    """What only dlib says of a face."""
+    if not isinstance(detector, HogDetector):
+        return {}
+    said: dict[str, Any] = {}
+    if detector.has_landmarks:
+        said["landmarks68"] = detector.landmarks68(image_HWC, box_4).tolist()
+    if detector.has_encodings:
+        said["encoding"] = np.round(detector.encoding(image_HWC, box_4), 5).tolist()
+    return said
 
 
 def _write_png(path: Path, image_HWC: NDArray[np.uint8]) -> None:

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import tempfile
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from unmask.addresses import AddressPolicy, without_password
 from unmask.errors import MediaError, Reason
 
 __all__ = [
@@ -22,8 +22,10 @@ __all__ = [
     "FetchLimits",
     "Source",
     "content_id",
+    "download",
     "expand",
     "fetched",
+    "pinned",
     "without_password",
 ]
 
@@ -32,6 +34,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset(".jpeg .jpg .png .webp".split())
 """Photographs, which are clips of one frame."""
+
+
+_MOST_HOPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +67,6 @@ class Source:
     def shown(self) -> str:
         """The input as it may be printed and stored: without the user and password of a URL."""
         return without_password(self.input)
-
-
-def without_password(url: str) -> str:
-    """A URL without user and password; anything else as it is."""
-    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def expand(inputs: Iterable[str]) -> Iterator[Source]:
@@ -107,18 +107,23 @@ def _walk(folder: Path, name: str) -> Iterator[Source]:
 
 
 @contextlib.contextmanager
-def fetched(source: Source, limits: FetchLimits | None = None) -> Iterator[Path]:
+def fetched(source: Source, limits: FetchLimits | None = None, policy: AddressPolicy | None = None) -> Iterator[Path]:
     """The source as a local file; a download is deleted at the end.
 
+    Args:
+        source: A file or a URL.
+        limits: What a download may cost.
+        policy: Where it may come from; anywhere by default.
+
     Raises:
-        MediaError: The URL cannot be fetched within the limits.
+        MediaError: The URL cannot be fetched within the limits, or is refused.
     """
     if not source.is_url:
         yield Path(source.input)
         return
     with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
         path = Path(folder) / "download"
-        _run(_download(source, path, limits or FetchLimits()))
+        _run(download(source.input, path, limits, policy))
         try:
             yield path
         except MediaError as error:
@@ -137,34 +142,88 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         pool.submit(asyncio.run, work).result()
 
 
-async def _download(source: Source, path: Path, limits: FetchLimits) -> None:
-    url = source.shown
+def pinned(url: str, policy: AddressPolicy) -> tuple[httpx.URL, dict[str, str], dict[str, Any]]:
+    """A URL by its checked address, with the header and the name for TLS that belong to it.
+
+    The address that was checked is the one that is connected to: a name that changes its address meanwhile gains
+    nothing.
+
+    Raises:
+        MediaError: ADDRESS_REFUSED, STREAM_UNREACHABLE, or HTTP_UNREACHABLE for what is no URL.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        message = f"{without_password(url)} cannot be fetched ({error}); check the URL"
+        raise MediaError(Reason.HTTP_UNREACHABLE, message) from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise MediaError(Reason.ADDRESS_REFUSED, f"{without_password(url)} is no http or https URL; give one")
+    address = policy.check(url)
+    if address is None:
+        return parsed, {}, {}
+    return parsed.copy_with(host=address), {"Host": parsed.netloc.decode()}, {"sni_hostname": parsed.host}
+
+
+@contextlib.asynccontextmanager
+async def _got(client: httpx.AsyncClient, url: str, policy: AddressPolicy) -> AsyncIterator[httpx.Response]:
+    """The answer at the end of all redirects."""
+    for _ in range(_MOST_HOPS + 1):
+        at, headers, extensions = await asyncio.get_running_loop().run_in_executor(None, pinned, url, policy)
+        async with client.stream("GET", at, headers=headers, extensions=extensions) as response:
+            if not response.has_redirect_location:
+                yield response
+                return
+            url = str(httpx.URL(url).join(response.headers["Location"]))
+    raise MediaError(Reason.HTTP_UNREACHABLE, f"{without_password(url)} redirects too often; give the file's own URL")
+
+
+async def download(
+    url: str,
+    path: Path,
+    limits: FetchLimits | None = None,
+    policy: AddressPolicy | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Fetch a URL, each redirect checked.
+
+    Args:
+        url: http(s).
+        path: Where to.
+        limits: What it may cost.
+        policy: Where it may come from; anywhere by default.
+        tick: Called now and then; what it raises ends the download.
+
+    Raises:
+        MediaError: It is refused, cannot be had, or is too large.
+    """
+    shown, limits = without_password(url), limits or FetchLimits()
     try:
         # One bound on everything: a server may drip its headers, too.
         async with (
             asyncio.timeout(limits.total_s),
-            httpx.AsyncClient(timeout=limits.silence_s, follow_redirects=True) as client,
-            client.stream("GET", source.input) as response,
+            httpx.AsyncClient(timeout=limits.silence_s) as client,
+            _got(client, url, policy or AddressPolicy()) as response,
         ):
             if not response.is_success:
                 answer = f"{response.status_code} {response.reason_phrase}"
-                raise MediaError(Reason.HTTP_STATUS, f"{url} answered {answer}; check the URL.")
-            _check_size(url, int(response.headers.get("Content-Length") or 0), limits)
+                raise MediaError(Reason.HTTP_STATUS, f"{shown} answered {answer}; check the URL.")
+            _check_size(shown, int(response.headers.get("Content-Length") or 0), limits)
             with path.open("wb") as file:
                 async for chunk in response.aiter_bytes():
                     file.write(chunk)
-                    _check_size(url, file.tell(), limits)
+                    _check_size(shown, file.tell(), limits)
+                    tick()
     except TimeoutError:
         raise MediaError(
-            Reason.HTTP_TIMEOUT, f"{url} was not complete after {limits.total_s:g} s; download it and give the file."
+            Reason.HTTP_TIMEOUT, f"{shown} was not complete after {limits.total_s:g} s; download it and give the file."
         ) from None
     except httpx.TimeoutException:
         raise MediaError(
-            Reason.HTTP_TIMEOUT, f"{url} did not answer within {limits.silence_s:g} s; try again or give a file."
+            Reason.HTTP_TIMEOUT, f"{shown} did not answer within {limits.silence_s:g} s; try again or give a file."
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         cause = without_password(str(error)) or type(error).__name__
-        raise MediaError(Reason.HTTP_UNREACHABLE, f"{url} cannot be fetched ({cause}); check the URL.") from None
+        raise MediaError(Reason.HTTP_UNREACHABLE, f"{shown} cannot be fetched ({cause}); check the URL.") from None
 
 
 def _check_size(url: str, size: int, limits: FetchLimits) -> None:

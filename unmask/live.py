@@ -229,8 +229,8 @@ class LiveSession:
 
     def adopt(self, model: ForgeryModel, description: Description, scorer: Scorer) -> list[Event]:
         """Let another model judge from now on. The stream goes on; windows begin anew."""
+        known, self._before = dict(self._seen), self.frames
         events = [self._end_of(track_id) for track_id in list(self._tally.tracks)]
-        known, self._before = self._seen, self.frames
         self._model, self._description, self._scorer = model, description, scorer
         self._tally = Tally(model, description, self.options.scoring)
         self._seen = known
@@ -424,12 +424,10 @@ class LiveSession:
         return self._event("track_end", face=asdict(summary), verdict=verdict, warnings=warnings)
 
     def _housekeeping(self) -> list[Event]:
-        gone = [
-            track_id
-            for track_id, (_, pts_s) in self._seen.items()
-            if self._pts_s - pts_s > self.options.forget_s and track_id in self._tally.tracks
-        ]
-        events = [self._end_of(track_id) for track_id in gone]
+        gone = [t for t, (_, pts_s) in self._seen.items() if self._pts_s - pts_s > self.options.forget_s]
+        events = [self._end_of(track_id) for track_id in gone if track_id in self._tally.tracks]
+        for track_id in gone:  # those that no new model has seen, too
+            self._seen.pop(track_id, None)
         if time.monotonic() - self._accounted_s >= self.options.account_every_s:
             self._accounted_s = time.monotonic()
             events.append(self._event("account", **self._account()))

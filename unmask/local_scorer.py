@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from unmask.detection import FaceDetector
 from unmask.models import ForgeryModel
-from unmask.mtcnn import MTCNN
 from unmask.records import Faces
 from unmask.transforms import Preprocessing, to_tensor
 
@@ -24,7 +24,7 @@ class LocalScorer:
         detector: Finds faces; on the model's device.
     """
 
-    def __init__(self, model: ForgeryModel, preprocessing: Preprocessing, detector: MTCNN) -> None:
+    def __init__(self, model: ForgeryModel, preprocessing: Preprocessing, detector: FaceDetector) -> None:
         self._model, self._preprocessing, self._detector = model.eval(), preprocessing, detector
         self._device = next(model.parameters()).device
 

@@ -35,6 +35,7 @@ Task = Literal["detection", "mos"]
 
 _HIDDEN = (512, 256, 64)
 _LONGEST_WINDOW = 1024
+_STAGES = 3
 # timm's MobileNetV3 holds torchvision's first classifier layer, Linear(576, 1024), as a 1 x 1 convolution after
 # the pooling: the same arithmetic, but a part of the classifier when the backbone is frozen (S1).
 _MOBILENET, _MOBILENET_HIDDEN = "mobilenetv3_", "conv_head."
@@ -61,6 +62,8 @@ class ModelConfig:
     pyramid: bool = False
     """Judge by the maps of three stages rather than by the last features; see `unmask.pyramid`. Not with mobilenet or
     fusion."""
+    stages: int = 3
+    """How many maps the pyramid joins, from the finest on; the backbone is cut behind the last."""
     task: Task = "detection"
     """What the output is: a logit for a manipulation, or the mean opinion score of a fake's quality (S0)."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -73,6 +76,8 @@ class ModelConfig:
             raise UsageError(f"head is one of {', '.join(get_args(Head))}; got {self.head!r}")
         if type(self.pyramid) is not bool or (self.pyramid and self.head in ("mobilenet", "fusion")):
             raise UsageError(f"pyramid is true or false, and false with mobilenet and fusion; got {self.pyramid!r}")
+        if type(self.stages) is not int or not (1 if self.pyramid else _STAGES) <= self.stages <= _STAGES:
+            raise UsageError(f"stages is 1, 2 or 3, and less than 3 with a pyramid alone; got {self.stages!r}")
         if self.task not in get_args(Task) or (self.task == "mos" and self.head == "fusion"):
             raise UsageError(
                 f"task is one of {', '.join(get_args(Task))}, and detection with fusion; got {self.task!r}"
@@ -93,9 +98,10 @@ class ModelConfig:
         return self.head in ("temporal", "fusion")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict, ready for `json.dumps`. Without `fusion` where the head is another: digests of old stand."""
-        plain = asdict(self)
-        return plain if self.head == "fusion" else {k: v for k, v in plain.items() if k != "fusion"}
+        """A plain dict for JSON, without `fusion` and `stages` where they say nothing: digests of old stand."""
+        left_out = {"fusion"} if self.head != "fusion" else set()
+        left_out |= {"stages"} if self.stages == _STAGES else set()
+        return {k: v for k, v in asdict(self).items() if k not in left_out}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:
@@ -282,7 +288,7 @@ def build(config: ModelConfig, *, pretrained: bool = False, weights: Path | None
         fetch = pretrained and weights is None
         backbone = create_backbone(config.backbone, pretrained=fetch, drop_path=config.drop_path)
         if config.pyramid:
-            backbone = Pyramid(backbone, config.backbone)
+            backbone = Pyramid(backbone, config.backbone, stages=config.stages)
         # What the classifier saw; MobileNets have a hidden layer between the last feature map and that.
         dim = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         assert isinstance(dim, int)

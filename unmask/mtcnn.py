@@ -22,16 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unmask.detection import detection_scale
+from unmask.detection import Images, detection_scale
 from unmask.devices import select_device
 from unmask.errors import UsageError
 from unmask.mtcnn_nets import OutputNet, ProposalNet, RefineNet, load_weights
 from unmask.records import Faces
 from unmask.resample import IntegralImages, area_resize
 
-__all__ = ["MTCNN", "Images"]
+__all__ = ["MTCNN"]
 
-Images = Sequence[NDArray[np.uint8] | Tensor] | Tensor
 Net = TypeVar("Net", bound=torch.nn.Module)
 
 _CELL_PX, _STRIDE = 12, 2

@@ -32,26 +32,28 @@ class Pyramid(nn.Module):
         inner: A timm backbone with maps at strides 8, 16 and 32.
         name: What it is called, for errors.
         width: Channels of each stage's part of the joined map.
+        stages: How many of the maps are joined, from the finest on. The backbone is cut behind the last of them.
 
     Raises:
         ModelError: The backbone has no such maps.
     """
 
-    def __init__(self, inner: nn.Module, name: str, width: int = 48) -> None:
+    def __init__(self, inner: nn.Module, name: str, width: int = 48, stages: int = 3) -> None:
         super().__init__()
-        stages = getattr(inner, "feature_info", [])
-        # Of each stride the deepest stage.
-        self._indices = [max((n for n, s in enumerate(stages) if s["reduction"] == k), default=-1) for k in _STRIDES]
+        maps = getattr(inner, "feature_info", [])
+        # Of each stride the deepest map.
+        self._indices = [max((n for n, s in enumerate(maps) if s["reduction"] == k), default=-1) for k in _STRIDES]
         if min(self._indices) < 0 or not hasattr(inner, "forward_intermediates"):
             raise ModelError(
                 Reason.UNKNOWN_MODEL,
                 f"{name} has no feature maps at strides 8, 16 and 32, which a pyramid joins: choose a convolutional "
                 "backbone, or model.pyramid=false",
             )
+        self._indices, self.is_cut = self._indices[:stages], stages < len(_STRIDES)
         # What lies behind the last map would never be used, nor trained.
         cast("Any", inner).prune_intermediate_layers(self._indices, prune_head=True)
         self.inner, self.num_features = inner, 4 * width
-        self.laterals = nn.ModuleList(nn.Conv2d(stages[n]["num_chs"], width, 1) for n in self._indices)
+        self.laterals = nn.ModuleList(nn.Conv2d(maps[n]["num_chs"], width, 1) for n in self._indices)
         self.locate = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 1, 1))
         self._width = width
 
@@ -60,10 +62,11 @@ class Pyramid(nn.Module):
         found = cast("Any", self.inner).forward_intermediates(
             crops_N3HW, indices=self._indices, intermediates_only=True, output_fmt="NCHW"
         )
-        fine, middle, coarse = (lateral(each) for lateral, each in zip(self.laterals, found, strict=True))
-        middle = middle + F.interpolate(coarse, size=middle.shape[2:], mode="bilinear")
-        joined = F.relu(fine + F.interpolate(middle, size=fine.shape[2:], mode="bilinear"))
-        return torch.cat([joined, F.interpolate(coarse, size=fine.shape[2:], mode="bilinear")], 1)
+        *finer, coarse = (lateral(each) for lateral, each in zip(self.laterals, found, strict=True))
+        joined = coarse
+        for each in reversed(finer):
+            joined = each + F.interpolate(joined, size=each.shape[2:], mode="bilinear")
+        return torch.cat([F.relu(joined), F.interpolate(coarse, size=joined.shape[2:], mode="bilinear")], 1)
 
     def pool(self, joined_NChw: Tensor) -> Tensor:
         """Features (N, D) of a joined map: means, then maxima."""

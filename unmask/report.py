@@ -74,6 +74,7 @@ _PHRASES: Mapping[Reason, str] = {
     Reason.MISSING_FRAME: "the file promises it and does not hold it",
     Reason.FRAME_TOO_SMALL: "the picture is too small to hold a usable face",
     Reason.FACE_TOO_SMALL: "the face is too small to judge",
+    Reason.DEPTH_FAILED: "the face's depth map says nothing",
     Reason.BAD_OPTION: "an option was wrong",
     Reason.UNKNOWN_MODEL: "the model is not known",
     Reason.PRETRAINED_UNAVAILABLE: "the pretrained weights could not be had",

@@ -28,7 +28,7 @@ from unmask.window import RollingWindow
 __all__ = ["Awaited", "Subject", "Tally", "TrackTally", "usable_rows"]
 
 # Frames that were asked for and could not be seen.
-_UNSEEN = (Reason.CORRUPT_FRAME, Reason.DECODE_FAILED, Reason.MISSING_FRAME)
+_UNSEEN = (Reason.CORRUPT_FRAME, Reason.DECODE_FAILED, Reason.MISSING_FRAME, Reason.DEPTH_FAILED)
 # Frames that were seen, and held nothing to score.
 _LOOKED_AT = (Reason.NO_FACE, Reason.FACE_TOO_SMALL, Reason.FRAME_TOO_SMALL)
 _FACES_AT_ONCE = 256
@@ -313,6 +313,9 @@ class Tally:
             why = f"{shown} shows no frame; check that it plays."
             return self._without_score(subject, Status.FAILED, Reason.NO_FRAMES, why)
         reason = max(dropped, key=lambda r: dropped[r])
+        if reason is Reason.DEPTH_FAILED:
+            why = f"None of the faces in {shown} has a depth map that says anything; take a model of pictures alone."
+            return self._without_score(subject, Status.UNSCORED, reason, why)
         if not set(_LOOKED_AT) & set(dropped):
             why = f"{shown} is damaged: none of {self.received} frames could be decoded whole; get another copy."
             return self._without_score(subject, Status.FAILED, reason, why)

@@ -8,9 +8,9 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from unmask.detection import FaceDetector
 from unmask.errors import Reason
 from unmask.follow import Follower
-from unmask.mtcnn import MTCNN
 from unmask.plan import Sampling, is_dense
 from unmask.prefetch import prefetched
 from unmask.quality import measured
@@ -52,7 +52,7 @@ class Seen(TrackedFrame):
 
 
 def watch(
-    reader: VideoReader, sampling: Sampling, detector: MTCNN, workers: Workers, stopwatch: Stopwatch
+    reader: VideoReader, sampling: Sampling, detector: FaceDetector, workers: Workers, stopwatch: Stopwatch
 ) -> Generator[Seen, None, None]:
     """Find and join the faces of the frames that are wanted.
 
@@ -112,7 +112,9 @@ def _reason_not_to_look(item: Frame | Missing) -> Reason | None:
     return reason_not_to_look(height, width, is_corrupt=item.is_corrupt)
 
 
-def _detect(batch: list[Frame | Missing], detector: MTCNN, workers: Workers, follower: Follower | None) -> list[Faces]:
+def _detect(
+    batch: list[Frame | Missing], detector: FaceDetector, workers: Workers, follower: Follower | None
+) -> list[Faces]:
     frames = [item for item in batch if isinstance(item, Frame) and _reason_not_to_look(item) is None]
     if follower is not None:
         found = iter([follower(frame.image_HWC, frame.pts_s) for frame in frames])

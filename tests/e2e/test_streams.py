@@ -67,6 +67,20 @@ def test_frames_come_at_the_rate_that_was_asked_for(camera: Camera) -> None:
     assert (media["width"], media["height"], media["codec"]) == (320, 240, "h264")
 
 
+@pytest.mark.parametrize("name", ["h264-mp4", "h264-mp4-no-b"])
+def test_a_camera_gives_the_pictures_of_its_clip_from_the_first_on(tmp_path: Path, name: str) -> None:
+    path = clips.clip(tmp_path / "clip", BY_NAME[name], frames=25, width=320, height=240)
+    with VideoReader(path) as reader:
+        sent = list(reader.frames(Sampling(every=1)))
+    with filming(path) as camera, watching(camera.url(), fps=None, queue_frames=1000) as watcher:
+        watcher.until(lambda i: isinstance(i, LiveFrame) and i.frame.pts_s > 0.9)
+    shown = [frame.frame for frame in watcher.frames]
+    for live, frame in zip(shown, sent[: len(shown)], strict=False):
+        assert live.pts_s == pytest.approx(frame.pts_s, abs=1e-3)
+        assert np.array_equal(live.image_HWC, frame.image_HWC)  # type: ignore[union-attr]
+    assert len(shown) >= 23
+
+
 def test_a_stall_is_noticed_and_mended(camera: Camera) -> None:
     with watching(camera.url()) as watcher:
         watcher.frame()

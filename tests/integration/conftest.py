@@ -16,9 +16,11 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     from cluster.session import ray_session
 
-    # Workers import the tests' own stages.
+    # Workers import the tests' own stages, and note windows for the test that asks for them.
+    root = Path(__file__).parents[2]
+    os.environ["UNMASK_WINDOWS"] = str(tmp_path_factory.mktemp("windows"))
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
+        filter(None, (str(root / "tests/traced"), str(root), os.environ.get("PYTHONPATH")))
     )
     with ray_session(cpus=2):
         assert ray.is_initialized()

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.mixed import paired_dataset
+from tests.products import ten_people
 from tests.rayhead import environment
 from tests.raynodes import Machines, machines
+from train.history import HISTORY
 from unmask import __version__
+from unmask.checkpoints import load
 from unmask.products import Products
 from unmask.storage import Store
 
@@ -51,14 +55,14 @@ def smoke(there: Machines, storage: Path, *words: str) -> "subprocess.CompletedP
 def test_decoding_goes_to_cpu_nodes_and_detection_to_gpu_nodes(tmp_path: Path) -> None:
     data = dataset(tmp_path, 3)
     seen: dict[str, set[str]] = {"decoding": set(), "plain": set()}
-    with machines(decoding={"cpus": 2}, plain={"cpus": 1, "gpus": 1}) as there:
+    with machines(decoding={"cpus": 2, "decodes": True}, plain={"cpus": 1, "gpus": 1}) as there:
         # The GPU is a number: what would run there runs on its node's CPU.
         words = ("--frames", "8", "--detect-gpus", "1", "--device", "cpu", "--shard-videos", "3")
         job = start(there, "preprocess", str(data), "--out", str(tmp_path / "out"), *words)
         tick = threading.Event()
         while job.poll() is None:
             for name in seen:
-                for title in there.processes(name):
+                for title in there.processes(name).values():
                     seen[name] |= {what for what in ("pipelines.decoder", "(Stage)") if what in title}
             tick.wait(0.2)
         said, _ = job.communicate(timeout=60)
@@ -79,8 +83,7 @@ def test_a_node_that_is_lost_changes_nothing(tmp_path: Path) -> None:
         while len(list(stormy.glob("videos/*.parquet"))) < 4:
             assert job.poll() is None, job.communicate()[0]
             tick.wait(0.1)
-        assert any("(Stage)" in title for title in there.processes("second"))
-        there.kill("second")
+        there.kill(next(n for n in there.nodes if any("(Stage)" in title for title in there.processes(n).values())))
         # As an autoscaler would.
         there.add("third", cpus=1)
         said, _ = job.communicate(timeout=900)
@@ -92,6 +95,43 @@ def test_a_node_that_is_lost_changes_nothing(tmp_path: Path) -> None:
     assert len(crops) == 15
     assert {p.name: p.read_bytes() for p in stormy.glob("crops/*.tar")} == crops
     assert not list(stormy.rglob("*.part"))
+
+
+def epochs(out: Path) -> list[dict[str, Any]]:
+    history = out / "seed-0" / HISTORY
+    rows = json.loads(history.read_text())["epochs"] if history.exists() else []
+    return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_s")} for row in rows]
+
+
+def test_a_training_whose_node_is_lost_goes_on_from_its_state(tmp_path: Path) -> None:
+    data, calm, stormy = ten_people(tmp_path / "ten"), tmp_path / "calm", tmp_path / "stormy"
+    settings = [
+        "model.backbone=mobilenetv3_small_050", "pretrained=false", "size_px=64", "batch=4", "loader_workers=0",
+        "dropout=0.3", "compare=false", "unfreeze_after=1", "fractions=[0.6,0.2,0.2]", "epochs=6", "save_every_steps=3",
+    ]  # fmt: skip
+    words = ["train", "--recipe", "celebdf-mobilenet", "--data", str(data), "--workers", "2", "--device", "cpu"]
+    words += ["--no-evaluate", *(part for setting in settings for part in ("--set", setting))]
+    with machines(first={"cpus": 1}, second={"cpus": 1}) as there:
+        undisturbed = start(there, *words, "--out", str(calm))
+        said, _ = undisturbed.communicate(timeout=600)
+        assert undisturbed.returncode == 0, said
+        job = start(there, *words, "--out", str(stormy))
+        tick = threading.Event()
+        while len(epochs(stormy)) < 2:
+            assert job.poll() is None, job.communicate()[0]
+            tick.wait(0.1)
+        assert any("RayTrainWorker" in title for title in there.processes("second").values())
+        there.kill("second")
+        there.add("third", cpus=1)
+        said, _ = job.communicate(timeout=600)
+        assert job.returncode == 0, said
+    assert "seed-0: goes on from epoch" in said
+    assert len(epochs(stormy)) == len(epochs(calm)) == 6
+    for stormy_row, calm_row in zip(epochs(stormy), epochs(calm), strict=True):
+        assert stormy_row == pytest.approx(calm_row, abs=1e-6)
+    models = [load(out / "model.safetensors")[0] for out in (calm, stormy)]
+    for name, tensor in models[0].state_dict().items():
+        torch.testing.assert_close(tensor, models[1].state_dict()[name], rtol=0, atol=1e-6)
 
 
 def test_the_smoke_test_sees_a_whole_cluster_and_a_node_of_another_version(tmp_path: Path) -> None:
@@ -107,7 +147,6 @@ def test_the_smoke_test_sees_a_whole_cluster_and_a_node_of_another_version(tmp_p
         old.mkdir(parents=True)
         (old / "METADATA").write_text("Metadata-Version: 2.1\nName: unmask\nVersion: 0.0.9\n")
         there.add("old", cpus=1, env={"PYTHONPATH": f"{old.parent}{os.pathsep}{ROOT}"})
-        there.await_nodes()
         skipped = [word for trial in ("preprocess", "train", "serve") for word in ("--skip", trial)]
         done = smoke(there, tmp_path / "store", "--nodes", "4", *skipped, "--json")
         assert done.returncode == 1

@@ -152,6 +152,24 @@ def test_selfblend_and_ln_tune(shared_dir: Path, tmp_path: Path) -> None:
     train("ln-tune", videos, tmp_path / "ln", *settings)
 
 
+@pytest.mark.timeout(1200)
+def test_ffpp_fusion(shared_dir: Path, tmp_path: Path) -> None:
+    clips, model = tmp_path / "clips", tmp_path / "fusion"
+    unmask("preprocess", shared_dir / "videos" / "ffpp", "--out", clips, "--frames", 20, "--margin", 1.3, "--box",
+           cwd=tmp_path)  # fmt: skip
+    settings = ("input.depth=random", "depth_px=56", "copies=1", "size_px=96", "fractions=[0.4,0.3,0.3]")
+    train("ffpp-fusion", clips, model, *settings)
+    told = json.loads((model / "seed-0" / "clips.json").read_text())
+    assert told["kept_features"]["made"] == told["kept_features"]["clips"] > 0
+    assert told["train"]["clips_left_out"] == []
+    said = unmask("evaluate", "--model", model / "model.safetensors", "--data", clips, "--split", "unseen", "--out",
+                  tmp_path / "fused", cwd=tmp_path)  # fmt: skip
+    assert " kept, 0 made" in " ".join(said.split())
+    rows = json.loads((tmp_path / "fused" / "evaluation.json").read_text())["videos"]
+    assert rows
+    assert all(row["status"] == "scored" for row in rows)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_published_architecture_takes_a_step(name: str, tmp_path: Path) -> None:

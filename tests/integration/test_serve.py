@@ -1,15 +1,12 @@
 """The service with real processes and real sockets: uploads, events, the live socket, streams, and deaths."""
 
 import contextlib
-import io
 import json
 import os
 import signal
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,95 +14,21 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from serve.command import serving
-from serve.settings import Settings
 from tests.browser import browsing
 from tests.clips import clip
 from tests.portraits import filmed, scenery
 from tests.processes import children
 from tests.rtsp_server import Camera, filming
+from tests.service import HEADER, Service, balanced, hosts, jpegs, live, scores, sse, started, until, watching
 from tests.webserver import serving as web_serving
 from unmask.analysis import Analyzer
+from unmask.card import Section, model_card
 from unmask.inputs import Source
 from unmask.plan import Sampling
-
-HEADER = struct.Struct(">dI")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(found: Callable[[], Any], within_s: float = 60.0) -> Any:
-    """Wait for something that is true."""
-    deadline = time.monotonic() + within_s
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"not within {within_s} s"
-        time.sleep(0.05)
-    return value
-
-
-@dataclass(frozen=True)
-class Service:
-    url: str
-    state: Path
-    http: httpx.Client
-
-    def analysed(self, analysis_id: str) -> dict[str, Any]:
-        def done() -> Any:
-            found = self.http.get(f"/v1/analyses/{analysis_id}").json()
-            return found if found["state"] == "done" else None
-
-        return until(done, 120.0)  # type: ignore[no-any-return]
-
-    def upload(self, data: bytes, name: str = "clip.mp4", **options: Any) -> httpx.Response:
-        return self.http.post("/v1/analyses", params={"name": name, "frames": 8}, content=data, **options)
-
-    def spool(self) -> list[Path]:
-        return list((self.state / "spool").iterdir())
-
-    def stream(self, stream_id: str) -> Any:
-        return self.http.get(f"/v1/streams/{stream_id}").json()
-
-    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        families = text_string_to_metric_families(self.http.get("/metrics").text)
-        return {(s.name, frozenset(s.labels.items())): s.value for f in families for s in f.samples}
-
-
-def sse(lines: Iterator[str]) -> Iterator[tuple[int, str, Any]]:
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line and not line.startswith(":"):
-            name, _, value = line.partition(": ")
-            fields[name] = value
-        elif not line and "data" in fields:
-            yield int(fields["id"]), fields["event"], json.loads(fields["data"])
-            fields = {}
-
-
-@contextlib.contextmanager
-def started(state: Path, **settings: Any) -> Iterator[Service]:
-    port = free_port()
-    values = {
-        "hosts": 2,
-        "scorers": 2,
-        "max_streams": 4,
-        "max_upload_mb": 4,
-        "allow_private": True,
-        "scorer_cpus": 0.1,
-        **settings,
-    }
-    with (
-        serving(Settings(port=port, state=state, **values)) as url,
-        httpx.Client(base_url=url, timeout=60.0) as http,
-    ):
-        yield Service(url, state, http)
+from unmask.presets import resolve
 
 
 @pytest.fixture(scope="module")
@@ -235,38 +158,11 @@ def test_other_websites_are_kept_out(service: Service) -> None:
         assert service.http.get("/v1/streams", headers=headers).status_code == 403
 
 
-def jpegs(count: int) -> list[bytes]:
-    made = []
-    for image in filmed(count):
-        with io.BytesIO() as file:
-            Image.fromarray(image).save(file, "JPEG", quality=90)
-            made.append(file.getvalue())
-    return made
-
-
-def live(service: Service, pictures: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Send pictures by the credits; what became of each, and the last events."""
-    told: list[dict[str, Any]] = []
-    with connect(service.url.replace("http", "ws") + "/v1/live", close_timeout=5) as ws:
-        credit = json.loads(ws.recv(30))["credits"]
-        for number, picture in enumerate(pictures):
-            while not credit:
-                told.append(json.loads(ws.recv(30)))
-                credit += told[-1]["credits"]
-            ws.send(HEADER.pack(number / 10, len(told) + 1) + picture)
-            credit -= 1
-        ws.send('{"end": true}')
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                told.append(json.loads(ws.recv(30)))
-    return [e for e in told if e["event"] in ("score", "dropped")], told
-
-
 def test_the_socket_scores_what_it_is_sent(service: Service) -> None:
     pictures = jpegs(12)
     pictures[5] = pictures[5][:300]
     pictures[6] = b"no picture"
-    answers, told = live(service, pictures)
+    answers, told = live(service, ((n / 10, p) for n, p in enumerate(pictures)))
     assert sum(e.get("count", 1) for e in answers) == 12
     assert sum(e["count"] for e in answers if e["event"] == "dropped" and e["reason"] == "media_unreadable") == 2
     end = told[-1]
@@ -286,44 +182,6 @@ def test_a_client_that_sends_and_never_reads_is_cut_off(service: Service) -> Non
                 ws.recv(30)
     assert ws.close_code == 1008
     until(lambda: ("unmask_streams", frozenset({("state", "socket")})) not in service.metrics())
-
-
-def hosts() -> list[dict[str, Any]]:
-    import ray
-
-    def up() -> Any:
-        try:  # one that was killed is started again in its own time
-            actors = [ray.get_actor(f"unmask-host-unmask-{number}", namespace="unmask") for number in range(2)]
-            return list(ray.get([actor.playing.remote() for actor in actors], timeout=30))
-        except (ValueError, ray.exceptions.RayActorError):
-            return None
-
-    found: list[dict[str, Any]] = until(up)
-    return found
-
-
-@contextlib.contextmanager
-def watching(service: Service, url: str, **wanted: Any) -> Iterator[str]:
-    answer = service.http.post("/v1/streams", json={"url": url, "fps": 5, **wanted})
-    assert answer.status_code == 201, answer.text
-    stream_id = answer.json()["id"]
-    try:
-        yield stream_id
-    finally:
-        assert service.http.delete(f"/v1/streams/{stream_id}").status_code in (204, 404)
-
-
-def scores(service: Service, stream_id: str, after: int = 0) -> list[tuple[int, Any]]:
-    """Score events that are stored by now."""
-    headers, found = {"Last-Event-ID": str(after)}, []
-    with service.http.stream("GET", f"/v1/streams/{stream_id}/events?follow=false", headers=headers) as answer:
-        for number, kind, event in sse(answer.iter_lines()):
-            found.append((number, {**event, "kind": kind}))
-    return found
-
-
-def balanced(frames: dict[str, Any]) -> bool:
-    return bool(frames["received"] == frames["scored"] + sum(frames["dropped"].values()))
 
 
 def test_a_stream_survives_the_death_of_its_session(service: Service, camera: Camera) -> None:
@@ -398,6 +256,11 @@ def test_streams_pause_resume_change_models_and_hide_passwords(service: Service,
         everything = json.dumps([e for _, e in scores(service, stream_id)]) + service.http.get("/metrics").text
         assert "hunter2" not in everything + json.dumps(service.http.get("/v1/streams").json())
         assert service.http.put("/v1/models/default", json={"model": ""}).status_code == 200
+
+
+def test_models_carry_their_cards(service: Service) -> None:
+    (model,) = service.http.get("/v1/models").json()
+    assert [Section.from_json(section) for section in model["card"]] == model_card(resolve()[1])
 
 
 def test_no_more_streams_than_there_is_room_for(service: Service) -> None:

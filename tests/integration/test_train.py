@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.processes import children
-from tests.products import BOX, Clip, faked, finished_run
+from tests.products import ten_people
 from train.config import TrainConfig, overridden
 from train.context import Context
 from train.distributed import fit_on_ray
@@ -25,7 +25,6 @@ from train.state import LAST
 from train.worker import Task, train_all
 from unmask.checkpoints import load
 from unmask.errors import TrainingError, UsageError
-from unmask.storage import Store
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
@@ -37,16 +36,7 @@ WORKER = re.compile(r"^ray::.*(RayTrainWorker|TrainWorker)")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("crops") / "ten"
-    frames = {k: [BOX] for k in range(0, 24, 2)}
-    clips = []
-    for n in range(10):
-        about = {"identity": [f"person-{n}"]}
-        clips.append(Clip(video=f"real/{n}", faces=frames, columns={"label": 0, **about}))
-        fake = {"label": 1, "source": f"real/{n}", "method": "flip", **about}
-        clips.append(Clip(video=f"fake/{n}", picture=faked, faces=frames, columns=fake))
-    finished_run(Store(folder), clips, margin=1.7)
-    return folder
+    return ten_people(tmp_path_factory.mktemp("crops") / "ten")
 
 
 def config(*more: str) -> TrainConfig:

@@ -195,6 +195,24 @@ def test_a_pyramid_takes_a_whole_backbone_or_another_pyramid(tmp_path: Path) -> 
         build(config, weights=tmp_path / "cut.safetensors")
 
 
+def test_a_cut_pyramid_takes_the_first_stages_of_a_whole_one(tmp_path: Path) -> None:
+    config = ModelConfig(backbone="mobilenetv3_small_050", pyramid=True)
+    whole = build(config)
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    sizes = []
+    for stages in (1, 2):
+        cut = build(replace(config, stages=stages), seed=7, weights=tmp_path / "whole.safetensors")
+        assert isinstance(cut.backbone, Pyramid)
+        assert isinstance(whole.backbone, Pyramid)
+        assert is_loaded(cut.backbone, whole.backbone)
+        assert cut.dim == whole.dim
+        assert not torch.equal(cut.head.fc.weight, whole.head.fc.weight)  # type: ignore[union-attr,arg-type]
+        features_ND, where_Nhw = cut.located(torch.randn(2, 3, 64, 96))
+        assert (features_ND.shape, where_Nhw.shape) == ((2, cut.dim), (2, 8, 12))
+        sizes.append(sum(p.numel() for p in cut.parameters()))
+    assert sizes[0] < sizes[1] < sum(p.numel() for p in whole.parameters())
+
+
 @pytest.mark.parametrize("damage", ["missing", "foreign", "shape"])
 def test_weights_of_another_architecture_are_refused(
     tmp_path: Path, model: ForgeryModel, source: ForgeryModel, damage: str

@@ -25,6 +25,17 @@ def names(part: str) -> set[str]:
     return {p.name for p in pinned(part_of(LOCK, part))}
 
 
+def versions(part: str) -> dict[str, str]:
+    """What an installer takes from a part, on this machine."""
+    found = {}
+    for package in pinned(part_of(LOCK, part)):
+        requirement = Requirement(package.text.split(" \\")[0])
+        if requirement.marker is None or requirement.marker.evaluate():
+            assert package.name not in found
+            found[package.name] = package.version
+    return found
+
+
 def needed(requirement: Requirement) -> set[str]:
     """What an installed package needs here, by its own metadata."""
     found: set[str] = set()
@@ -54,6 +65,14 @@ def test_the_image_gets_all_that_the_project_needs_and_no_tools_of_tests() -> No
 def test_every_version_keeps_its_digests() -> None:
     for package in pinned(part_of(LOCK, "gpu")):
         assert "--hash=sha256:" in package.text, package.name
+
+
+def test_each_package_comes_in_the_version_that_this_python_runs() -> None:
+    """Some are in the lock twice, for older and newer Pythons."""
+    found = versions("gpu")
+    assert {name: importlib.metadata.version(name) for name in found} == found
+    assert {"numpy", "scipy", "av"} <= set(found)
+    assert len(list(pinned(part_of(LOCK, "gpu")))) > len(names("gpu"))
 
 
 def test_without_gpus_only_pytorch_and_cuda_are_left_out() -> None:

@@ -1,6 +1,7 @@
 """The Kubernetes files, as built: against KubeRay's schemas where they lie beside, and in what they say in any case."""
 
 import copy
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.session import DECODES
 from serve.app import APP, build
 from serve.settings import SCORER, Settings
 from tests.crds import faults, schemas
@@ -225,6 +227,14 @@ def test_the_desk_stays_on_the_head(built: dict[str, list[Resource]]) -> None:
         assert resource in head["resources"]
         for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
             assert resource not in str(group["rayStartParams"])
+
+
+def test_decoding_goes_to_the_cpu_group(built: dict[str, list[Resource]]) -> None:
+    for resources in built.values():
+        for job in of_kind(resources, "RayJob"):
+            for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+                told = json.loads(json.loads(group["rayStartParams"].get("resources", '"{}"')))
+                assert told == ({DECODES: 1} if group["groupName"] == "cpu" else {})
 
 
 def test_secrets_are_named_and_never_written_down() -> None:

@@ -74,6 +74,8 @@ def test_the_detector_is_named_by_all_that_shapes_it() -> None:
         DetectorOptions(scale=1.0),
         DetectorOptions(smallest_face_px=20.0),
     )
+    assert "name" not in Job().to_json()["detector"]  # outputs of old are continued
+    assert Job(detector=DetectorOptions(name="hog")).to_json()["detector"]["name"] == "hog"
     assert len({detector_digest(option) for option in options}) == len(options)
     assert detector_digest(DetectorOptions()) == detector_digest(DetectorOptions())
 
@@ -104,6 +106,7 @@ def test_a_record_can_be_read_by_people(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[type[Any], dict[str, Any], str]] = [
+    (DetectorOptions, {"name": "yolo"}, "--detector is mtcnn or hog; got 'yolo'"),
     (DetectorOptions, {"thresholds": (0.6, 0.7)}, "--thresholds"),
     (DetectorOptions, {"thresholds": (0.6, 0.7, 1.0)}, "--thresholds"),
     (DetectorOptions, {"scale": 0.0}, "--scale"),

@@ -4,16 +4,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
-from pipelines.depth import DEPTH_WEIGHTS, DepthOptions, DepthStage, write_depth
+from pipelines.config import EmbedOptions
+from pipelines.depth import DEPTH_WEIGHTS, DepthMaker, DepthOptions, DepthStage
 from pipelines.extras import Extras, check_extras
 from tests.depths import tiny_depth
 from tests.products import BOX, Clip, finished_run
-from unmask.depth import DEPTH_MODEL, DepthEstimator
+from unmask.depth import DEPTH_MODEL, DepthEstimator, as_rgb
 from unmask.errors import ModelError, StorageError, UsageError
+from unmask.presets import resolve
 from unmask.products import Products
 from unmask.storage import Store
+from unmask.transforms import to_tensor
 
 
 @pytest.fixture
@@ -29,9 +34,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_depth(tmp_path_factory.mktemp("depth") / "tiny")
 
 
+def damage(store: Store, faces: pa.Table, n: int) -> None:
+    """Make one crop unreadable where it lies."""
+    path, offset = store.local_path(faces["crop_file"][n].as_py()), faces["crop_offset"][n].as_py()
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 64] = bytes(64)
+    path.write_bytes(bytes(data))
+
+
 def test_every_face_has_its_map_in_its_row(store: Store, weights: Path) -> None:
     estimator = DepthEstimator.load(str(weights), size_px=56)
-    assert write_depth(store, 0, "k", estimator) == {"done": 6}
+    assert DepthMaker(estimator).write(store, 0, "k") == {"done": 6}
     table, faces = store.read_table("depth/k/00000.parquet"), Products(store).faces(0)
     for name in ("video", "frame", "face"):
         assert table[name].to_pylist() == faces[name].to_pylist()
@@ -44,19 +57,48 @@ def test_every_face_has_its_map_in_its_row(store: Store, weights: Path) -> None:
 
 
 def test_a_damaged_crop_is_a_reason_and_takes_no_other_with_it(store: Store, weights: Path) -> None:
-    faces = Products(store).faces(0)
-    name, offset = faces["crop_file"][1].as_py(), faces["crop_offset"][1].as_py()
-    path = store.local_path(name)
-    data = bytearray(path.read_bytes())
-    data[offset : offset + 64] = bytes(64)
-    path.write_bytes(bytes(data))
-    assert write_depth(store, 0, "k", DepthEstimator.load(str(weights), size_px=56)) == {"done": 5, "crop_damaged": 1}
+    damage(store, Products(store).faces(0), 1)
+    maker = DepthMaker(DepthEstimator.load(str(weights), size_px=56))
+    assert maker.write(store, 0, "k") == {"done": 5, "crop_damaged": 1}
     assert store.read_table("depth/k/00000.parquet")["reason"].to_pylist() == [None, "crop_damaged", *[None] * 4]
+
+
+def test_only_features_are_what_the_backbone_says_of_each_map(store: Store, weights: Path) -> None:
+    """By hand: crop, map, three channels, the backbone's size, the backbone; and a reason where there is no map."""
+    backbone = EmbedOptions(model="test_resnet", pretrained=False)
+    options = DepthOptions(weights=str(weights), size_px=56, features=backbone).check()
+    assert options.features is not None
+    assert options.features.sha256
+    maker = DepthMaker.load(options, torch.device("cpu"))
+    faces = Products(store).faces(0)
+    damage(store, faces, 2)
+    assert maker.write(store, 0, "k") == {"done": 5, "crop_damaged": 1}
+    table = store.read_table("depth/k/00000.parquet")
+    assert table.column_names == ["video", "frame", "face", "features", "reason"]
+    model, description = resolve("test_resnet", pretrained=False)
+    estimator = DepthEstimator.load(str(weights), size_px=56)
+    for n, row in enumerate(table.to_pylist()):
+        if n == 2:
+            assert (row["features"], row["reason"]) == (None, "crop_damaged")
+            continue
+        ((_, crop_HWC),) = Products(store).crops(faces.slice(n, 1))
+        (map_HW,) = estimator.maps([crop_HWC])
+        assert map_HW is not None
+        with torch.inference_mode():
+            (expected_D,) = model.features(to_tensor([as_rgb(map_HW)], description.preprocessing)).numpy()
+        np.testing.assert_allclose(row["features"], expected_D, atol=2e-3, rtol=2e-3)
+
+
+def test_maps_and_features_of_all_kinds_have_keys_of_their_own(weights: Path) -> None:
+    backbones = (None, *(EmbedOptions(model=m, pretrained=False) for m in ("test_resnet", "test_vit")))
+    every = [DepthOptions(weights=str(weights), size_px=56, features=features) for features in backbones]
+    seen = [DepthMaker.load(options, torch.device("cpu")).to_json() for options in every]
+    assert all(a != b for n, a in enumerate(seen) for b in seen[:n])
 
 
 def test_other_weights_than_the_runs_are_refused(store: Store, weights: Path) -> None:
     with pytest.raises(StorageError, match="has other depth weights here than where the run began"):
-        DepthStage(store, DepthOptions(weights=str(weights), size_px=56, device="cpu"), "another")
+        DepthStage(store, DepthOptions(weights=str(weights), size_px=56, device="cpu"), {"sha256": "another"})
 
 
 def test_what_cannot_be_made_is_said_before_the_run(weights: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from train.config import DistillConfig, TrainConfig, overridden
 from train.distill import Teachers, distilled, similarity, soft_loss
 from train.ensemble import Ensemble, Member
 from train.fit import app
+from train.heldout import heldout_scores
 from train.recipes import recipe
 from unmask.calibration import Calibration
 from unmask.checkpoints import Description, describe, load, save
@@ -166,28 +167,46 @@ def run(*arguments: object) -> Any:
 
 
 def test_a_student_by_the_command(data: str, tmp_path: Path) -> None:
-    teacher = checkpoint(tmp_path / "teacher.safetensors")
+    paths = [checkpoint(tmp_path / f"{name}.safetensors", seed=seed) for seed, name in enumerate(("first", "second"))]
     small = ["epochs=3", "batch=8", "ema=none", "pretrained=false", "fractions=[0.5,0.2,0.3]", "share=1.0", "lr=3e-3",
              "loader_workers=0", "warmup_steps=0"]  # fmt: skip
     sets = [part for each in small for part in ("--set", each)]
     result = run(
-        "--recipe", "distill", "--teacher", teacher, "--student", "test_resnet", "--data", data,
-        "--out", tmp_path / "out", "--device", "cpu", *sets,
+        "--recipe", "distill", "--teacher", f"{paths[0]}:0.75,{paths[1]}:0.25", "--student", "test_resnet", "--data",
+        data, "--out", tmp_path / "out", "--device", "cpu", *sets,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / COMPARISON).read_text())
-    student, taught_by = found["models"]
-    assert (student["name"], taught_by["name"]) == ("distill", "teacher")
+    student, first, second, both = found["models"]
+    assert [m["name"] for m in found["models"]] == ["distill", "first", "second", "0.75 first + 0.25 second"]
     weights = [
-        sum(p.numel() for p in load(p)[0].parameters()) for p in (tmp_path / "out" / "model.safetensors", teacher)
+        sum(p.numel() for p in load(p)[0].parameters()) for p in (tmp_path / "out" / "model.safetensors", *paths)
     ]
-    assert found["weights"] == weights[0] / weights[1]
+    assert found["weights"] == weights[0] / sum(weights[1:])
     assert all(row["ms_per_crop"] > 0 and row["bytes"] > 4 * row["weights"] for row in found["models"])
-    assert found["auc_lost"] == taught_by["metrics"]["auc"]["value"] - student["metrics"]["auc"]["value"]
+    assert both["bytes"] == first["bytes"] + second["bytes"]
+    assert found["auc_lost"] == both["metrics"]["auc"]["value"] - student["metrics"]["auc"]["value"]
+    assert both["metrics"]["auc"]["value"] == pytest.approx(together(data, tmp_path / "out", paths))
     said = describe(tmp_path / "out" / "model.safetensors").provenance["teachers"]
-    assert said == [{"name": "teacher", "sha256": describe(teacher).sha256, "weight": 1.0}]
+    assert said == [
+        {"name": path.stem, "sha256": describe(path).sha256, "weight": weight}
+        for path, weight in zip(paths, (0.75, 0.25), strict=True)
+    ]
     rows = json.loads((tmp_path / "out" / "seed-0" / "history.json").read_text())["epochs"]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def together(data: str, out: Path, paths: list[Path]) -> float:
+    """The AUC of the weighted mean of two teachers' probabilities, by counting pairs."""
+    config = TrainConfig.from_json(json.loads((out / "config.json").read_text())["config"])
+    said = []
+    for path in paths:
+        model, description = load(path)
+        ((_, judged),) = heldout_scores(model, description, config, [data], CPU, ["mixed"])
+        said.append(judged)
+    mean_K = 0.75 * said[0].probability_K + 0.25 * said[1].probability_K
+    fakes, reals = mean_K[said[0].label_K == 1], mean_K[said[0].label_K == 0]
+    return float(np.mean([(fake > real) + 0.5 * (fake == real) for fake in fakes for real in reals]))
 
 
 @pytest.mark.parametrize(

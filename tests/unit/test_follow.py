@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from unmask.detection import Images
 from unmask.errors import UsageError
 from unmask.follow import Follower, follow
-from unmask.mtcnn import MTCNN, Images
+from unmask.mtcnn import MTCNN
 from unmask.records import Faces
 
 with warnings.catch_warnings():

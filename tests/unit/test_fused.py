@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from tests.depths import tiny_depth
@@ -26,6 +27,7 @@ from train.splits import splits_of
 from unmask.depth import DepthEstimator, as_rgb
 from unmask.errors import ModelError, StorageError, UsageError
 from unmask.models import ForgeryModel, build
+from unmask.products import Products
 from unmask.storage import Store
 from unmask.transforms import to_tensor
 
@@ -259,6 +261,58 @@ def test_from_crops_to_an_evaluation_by_two_commands(data: Path, depth: Path, tm
     moved.rename(weights)
     assert result.exit_code == 2
     assert "holds no depth network in safetensors" in " ".join(result.stderr.split())
+
+
+def test_a_video_with_every_frame_masked_is_evaluated_as_one_without_a_score(
+    data: Path, depth: Path, tmp_path: Path
+) -> None:
+    sets = [part for each in (*SETTINGS, f"input.depth={depth}", "epochs=1") for part in ("--set", each)]
+    out, store = tmp_path / "out", Store(data)
+    command = ("--recipe", "ffpp-fusion", "--data", data, "--out", out, "--device", "cpu", "--no-evaluate", *sets)
+    assert run(fit.app, *command).exit_code == 0
+    catalogue = Catalogue.read([str(data)])
+    lost = catalogue.videos[splits_of(catalogue, configured(depth), 0).test[0]]
+    for row in Products(store).faces(0).to_pylist():
+        if row["video"] == lost.about.video.removeprefix(f"{lost.dataset}/"):
+            path = store.local_path(row["crop_file"])
+            whole = bytearray(path.read_bytes())
+            whole[row["crop_offset"] : row["crop_offset"] + 64] = bytes(64)
+            path.write_bytes(bytes(whole))
+    arguments = ("--model", out / "model.safetensors", "--data", data, "--split", "unseen", "--out", tmp_path / "e")
+    result = run(evaluate.app, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "5 crop_damaged" in " ".join(result.stderr.split())
+    rows = {row["video"]: row for row in json.loads((tmp_path / "e" / "evaluation.json").read_text())["videos"]}
+    assert (rows[lost.key]["status"], rows[lost.key]["score"]) == ("failed", None)
+    assert rows[lost.key]["reason"] == "corrupt_frame"
+    assert sum(row["score"] is not None for row in rows.values()) == len(rows) - 1
+
+    # The same where the crops are good and the maps are not, as kept features say it.
+    (file,) = (data / "clips").rglob(f"{lost.about.video.removeprefix(f'{lost.dataset}/')}-*-0.safetensors")
+    tensors = load_file(file)
+    tensors["state"] = np.full_like(tensors["state"], NO_DEPTH)
+    save_file(tensors, file)
+    result = run(evaluate.app, *arguments)
+    assert "5 depth_failed" in " ".join(result.stderr.split())
+    document = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert {(row["status"], row["reason"]) for row in document["videos"]} == {
+        ("scored", None), ("unscored", "depth_failed")
+    }  # fmt: skip
+
+
+def test_features_of_another_configuration_are_one_sentence_of_the_command(
+    data: Path, depth: Path, tmp_path: Path
+) -> None:
+    Material.of(Catalogue.read([str(data)]), configured(depth), seed=0)
+    record = sorted((data / "clips").rglob("key.json"))[0]
+    record.write_text(record.read_text().replace('"format": 1', '"format": 0'))
+    sets = [part for each in (*SETTINGS, f"input.depth={depth}") for part in ("--set", each)]
+    command = ("--recipe", "ffpp-fusion", "--data", data, "--out", tmp_path / "out", "--device", "cpu", *sets)
+    result = run(fit.app, *command)
+    assert result.exit_code in (1, 2)
+    said = " ".join(result.stderr.split())
+    assert "are of another configuration than this one" in said
+    assert "Traceback" not in said
 
 
 def test_scores_of_a_video_are_of_windows_of_its_features(data: Path, depth: Path) -> None:

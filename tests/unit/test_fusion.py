@@ -219,6 +219,8 @@ def test_other_heads_say_nothing_of_it_so_that_old_digests_stand() -> None:
     config = ModelConfig(backbone="x", head="fusion", fusion=SMALL)
     assert ModelConfig.from_json(config.to_json()) == config
     assert config.takes_clips
+    cut = ModelConfig(backbone="x", pyramid=True, stages=2)
+    assert ModelConfig.from_json(cut.to_json()) == cut
 
 
 @pytest.mark.parametrize(

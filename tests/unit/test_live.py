@@ -211,6 +211,16 @@ def test_another_model_takes_over_without_a_loss(temporal: tuple[ForgeryModel, D
     events = feed(session, *(frame(k) for k in range(8, 12)))
     assert [event["faces"][0]["window_frames"] for event in events] == [1, 2, 3, 4]
     assert session.frames.scored == 12
+    assert session.resets == {Reason.MODEL_CHANGED: 1}
+
+
+def test_a_track_that_no_new_model_sees_is_forgotten(temporal: tuple[ForgeryModel, Description]) -> None:
+    session = new(temporal, forget_s=2.0)
+    feed(session, *(frame(k) for k in range(8)))
+    session.adopt(*temporal, Drawn(temporal[0].dim))
+    feed(session, *(frame(k, faces=0) for k in range(8, 40)))
+    assert not session._seen
+    assert not session.resets
 
 
 def test_nothing_grows(temporal: tuple[ForgeryModel, Description]) -> None:

@@ -189,6 +189,8 @@ def test_stochastic_depth_reaches_the_backbone() -> None:
         ({"dropout": float("nan")}, "rates in"),
         ({"window": 0}, "window is a number of frames"),
         ({"window": 2.5}, "window is a number of frames"),
+        ({"stages": 2}, "less than 3 with a pyramid alone; got 2"),
+        ({"stages": 0, "pyramid": True}, "stages is 1, 2 or 3"),
         ({"colour": "red"}, "not a description of a model"),
     ],
 )

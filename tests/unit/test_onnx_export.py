@@ -45,8 +45,9 @@ def pixels(*shape: int) -> torch.Tensor:
     [
         {"backbone": "test_efficientnet", "dropout": 0.2},
         {"backbone": "test_efficientnet", "pyramid": True, "head": "l2"},
+        {"backbone": "test_efficientnet", "pyramid": True, "stages": 2},
     ],
-    ids=["frame", "pyramid"],
+    ids=["frame", "pyramid", "cut"],
 )
 def test_scores_of_frames_are_the_same(config: dict[str, Any], tmp_path: Path) -> None:
     model, description = settled(**config)

@@ -45,13 +45,18 @@ def test_its_card_says_what_it_must() -> None:
     for heading in (
         "Data",
         "Method",
+        "Size and speed",
         "Operating point",
         "Known failures",
         "What it must not be used for",
         "Real videos",
+        "Test people: self-blended against pristine clips",
+        "What each ingredient gives: AUC on the same clips",
+        "Robustness: value of the perturbation, AUC, and real clips called manipulated",
     ):
         assert f"\n## {heading}\n" in card
     assert re.search(r"all fakes, as shared videos +\| +\d+ \| 0\.\d{3} \(0\.\d{3} to [01]\.\d{3}\)", card)
+    assert re.search(r"\| none +\| 0: 0\.\d{3}, \d+% ", card)
     assert re.search(r"In \d+ of \d+ pairs the fake scores above its original", card)
 
 
@@ -72,3 +77,13 @@ def test_it_tells_the_clips_of_the_demo(tmp_path: Path) -> None:
     assert [s.verdict.value for s in scores[:2]] == ["authentic", "manipulated"]
     assert scores[2].score is None
     assert all(s.calibrated for s in scores[:2])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_scores_of_the_cpu(tmp_path: Path) -> None:
+    clips = make_clips(tmp_path)[:2]
+    on_cpu, on_gpu = (
+        [Analyzer.load(device=device).analyze(Source(str(c)), Sampling(frames=32)).score for c in clips]
+        for device in ("cpu", "cuda")
+    )
+    assert [s.score for s in on_gpu] == pytest.approx([s.score for s in on_cpu], abs=1e-4)

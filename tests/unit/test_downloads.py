@@ -1,10 +1,7 @@
-"""Downloads and callbacks for strangers: each hop is checked, limits hold, callbacks are signed."""
+"""Downloads for strangers: each hop is checked, and limits hold."""
 
 import asyncio
-import hashlib
-import hmac
 import http.server
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +11,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from serve.fetch import call_back, fetch
 from tests.webserver import serving
 from unmask.addresses import AddressPolicy
 from unmask.errors import MediaError, Reason
-from unmask.inputs import FetchLimits
+from unmask.inputs import FetchLimits, Source, download, fetched
 
-SECRET = b"a secret of the service"
 ANYWHERE = AddressPolicy()
 
 
@@ -40,8 +35,19 @@ class OneHost(AddressPolicy):
 
 def test_a_file_is_fetched_over_a_redirect(tmp_path: Path) -> None:
     with serving({"/clip.mp4": b"bytes of a clip"}) as url:
-        asyncio.run(fetch(f"{url}/moved", tmp_path / "file", FetchLimits(), ANYWHERE))
+        asyncio.run(download(f"{url}/moved", tmp_path / "file", FetchLimits(), ANYWHERE))
     assert (tmp_path / "file").read_bytes() == b"bytes of a clip"
+
+
+def test_a_source_is_fetched_only_from_where_it_may_be() -> None:
+    with serving({"/clip.mp4": b"x"}) as url:
+        named = Source(url.replace("127.0.0.1", "cam.invalid") + "/clip.mp4")
+        with fetched(named, policy=OneHost(allowed="cam.invalid")) as path:
+            assert path.read_bytes() == b"x"
+        private = AddressPolicy(allow_private=False)
+        with pytest.raises(MediaError) as refused, fetched(Source(f"{url}/clip.mp4"), policy=private):
+            raise AssertionError("nothing should have been fetched")
+    assert refused.value.reason is Reason.ADDRESS_REFUSED
 
 
 def test_the_checked_address_is_connected_to_and_each_hop_checked(tmp_path: Path) -> None:
@@ -49,7 +55,7 @@ def test_the_checked_address_is_connected_to_and_each_hop_checked(tmp_path: Path
         # This name has no address anywhere: only the checked one can have been used.
         named = url.replace("127.0.0.1", "cam.invalid")
         policy = OneHost(allowed="cam.invalid")
-        asyncio.run(fetch(f"{named}/moved", tmp_path / "file", FetchLimits(), policy))
+        asyncio.run(download(f"{named}/moved", tmp_path / "file", FetchLimits(), policy))
     assert policy.asked == [f"{named}/moved", f"{named}/clip.mp4"]
 
 
@@ -63,21 +69,9 @@ class Redirect(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Callback(Redirect):
-    """Takes POSTs; the first `server.failures` of them in vain."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.taken.append((dict(self.headers), body))
-        failing = len(self.server.taken) <= self.server.failures
-        self.send_response(503 if failing else 204)
-        self.end_headers()
-
-
 @contextmanager
-def listening(handler: type[http.server.BaseHTTPRequestHandler], failures: int = 0) -> Iterator[http.server.HTTPServer]:
+def listening(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[http.server.HTTPServer]:
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as httpd:
-        httpd.taken, httpd.failures = [], failures
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -91,7 +85,7 @@ def test_a_redirect_into_the_private_network_is_refused(tmp_path: Path) -> None:
     with listening(Redirect) as httpd:
         policy = OneHost(allowed="127.0.0.1")
         with pytest.raises(MediaError) as refused:
-            asyncio.run(fetch(f"http://127.0.0.1:{httpd.server_port}/", tmp_path / "file", FetchLimits(), policy))
+            asyncio.run(download(f"http://127.0.0.1:{httpd.server_port}/", tmp_path / "file", FetchLimits(), policy))
     assert refused.value.reason is Reason.ADDRESS_REFUSED
     assert len(policy.asked) == 2
     assert not (tmp_path / "file").exists()
@@ -100,7 +94,7 @@ def test_a_redirect_into_the_private_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1/", "http://[::1]:9/", "http://localhost:9/x", "ftp://x/", "nothing"])
 def test_private_addresses_and_other_schemes_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(MediaError) as refused:
-        asyncio.run(fetch(url, tmp_path / "file", FetchLimits(), AddressPolicy(allow_private=False)))
+        asyncio.run(download(url, tmp_path / "file", FetchLimits(), AddressPolicy(allow_private=False)))
     assert refused.value.reason is Reason.ADDRESS_REFUSED
 
 
@@ -116,27 +110,6 @@ def test_private_addresses_and_other_schemes_are_refused(tmp_path: Path, url: st
 def test_limits_hold(tmp_path: Path, path: str, reason: Reason) -> None:
     limits = FetchLimits(max_bytes=2**20, silence_s=5, total_s=1.0)
     with serving({}) as url, pytest.raises(MediaError) as refused:
-        asyncio.run(fetch(url.replace("//", "//ann:hunter2@") + path, tmp_path / "file", limits, ANYWHERE))
+        asyncio.run(download(url.replace("//", "//ann:hunter2@") + path, tmp_path / "file", limits, ANYWHERE))
     assert refused.value.reason is reason
     assert "hunter2" not in refused.value.message
-
-
-def test_a_callback_is_signed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.fetch._CALL_PAUSE_S", 0.01)
-    with listening(Callback, failures=2) as httpd:
-        outcome = asyncio.run(call_back(f"http://127.0.0.1:{httpd.server_port}/done", {"id": "an_1"}, SECRET, ANYWHERE))
-        headers, body = httpd.taken[-1]
-        assert (outcome, len(httpd.taken)) == ("delivered", 3)
-    signed = headers["X-Unmask-Timestamp"].encode() + b"." + body
-    assert headers["X-Unmask-Signature"] == "sha256=" + hmac.new(SECRET, signed, hashlib.sha256).hexdigest()
-    assert json.loads(body) == {"id": "an_1"}
-
-
-def test_callbacks_go_nowhere_private_and_end_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.fetch._CALL_PAUSE_S", 0.01)
-    with listening(Callback, failures=99) as httpd:
-        url = f"http://127.0.0.1:{httpd.server_port}/done"
-        assert asyncio.run(call_back(url, {}, SECRET, AddressPolicy(allow_private=False))) == "refused"
-        assert httpd.taken == []
-        assert asyncio.run(call_back(url, {}, SECRET, ANYWHERE)) == "failed"
-        assert len(httpd.taken) == 4
