@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from serve.faults import failure
 from serve.logs import set_up
 from serve.settings import Settings
 from unmask.addresses import AddressPolicy
 from unmask.analysis import Analyzer
-from unmask.errors import MediaError, Reason
+from unmask.errors import MediaError, Reason, UnmaskError
 from unmask.inputs import FetchLimits, Source, download
 from unmask.plan import Sampling
 from unmask.records import VideoInfo, VideoScore
@@ -41,7 +42,10 @@ class Analyst:
         torch.set_num_threads(1)
         self._analyzers: dict[tuple[str, str], Analyzer] = {}
         self._given_up: set[str] = set()
-        self._analyzer(self._settings.model, "")
+        try:
+            self._analyzer(self._settings.model, "")
+        except UnmaskError as error:  # each analysis says so
+            self._log.error("the default model cannot be had any more (%s)", error.message)
 
     def ready(self) -> int:
         """The process's id."""
@@ -55,8 +59,7 @@ class Analyst:
         """Analyse one video.
 
         Args:
-            request: id, shown, path or url, spec and sha256 of the model, and frames, fps or every; or, with `error`
-                (reason and message), a failure to be put into the form of a result.
+            request: id, shown, path or url, spec and sha256 of the model, and frames, fps or every.
 
         Yields:
             {"done": share} now and then; at the end {"result": as `unmask score --json`}, or {"given_up": true}.
@@ -77,22 +80,26 @@ class Analyst:
                 raise _GivenUpError
             news.put({"done": share})
 
+        # Whoever asked waits for it, whatever happens here.
+        shown = request["shown"]
+        answer: dict[str, Any] = {"result": failure(shown, Reason.INTERNAL, f"The analysis of {shown} broke off.")}
         try:
             progress(0.0)
-            news.put({"result": self._result(request, progress).to_json()})
+            answer = {"result": self._result(request, progress)}
         except _GivenUpError:
             self._given_up.discard(request["id"])
-            news.put({"given_up": True})
+            answer = {"given_up": True}
+        except UnmaskError as error:
+            self._log.exception("an analysis failed", extra={"analysis": request["id"]})
+            answer = {"result": failure(shown, error.reason, f"{shown} could not be analysed: {error.message}")}
         except Exception as error:
             self._log.exception("an analysis failed", extra={"analysis": request["id"]})
-            reason = error.reason if isinstance(error, MediaError) else Reason.INTERNAL
-            message = f"{request['shown']} could not be analysed ({type(error).__name__})."
-            news.put({"result": self._failed(request, MediaError(reason, message)).to_json()})
+            message = f"{shown} could not be analysed ({type(error).__name__})."
+            answer = {"result": failure(shown, Reason.INTERNAL, message)}
+        finally:
+            news.put(answer)
 
-    def _result(self, request: Mapping[str, Any], progress: Any) -> VideoScore:
-        if request.get("error"):
-            failure = request["error"]
-            return self._failed(request, MediaError(Reason(failure["reason"]), failure["message"]))
+    def _result(self, request: Mapping[str, Any], progress: Any) -> dict[str, Any]:
         path, fetched = Path(request["path"]), request.get("url") is not None
         try:
             if fetched:
@@ -104,7 +111,7 @@ class Analyst:
             return self._failed(request, _named(error, path, request["shown"]))
         analyzer = self._analyzer(request["spec"], request["sha256"])
         score = analyzer.analyze(Source(str(path)), _sampling(request), progress=progress).score
-        return _renamed(score, path, request["shown"])
+        return _renamed(score, path, request["shown"]).to_json()
 
     def _check(self, info: VideoInfo, shown: str) -> None:
         """See that a video keeps within the limits.
@@ -122,9 +129,13 @@ class Analyst:
             )
             raise MediaError(Reason.TOO_LARGE, message)
 
-    def _failed(self, request: Mapping[str, Any], error: MediaError) -> VideoScore:
-        analyzer = self._analyzer(request.get("spec", ""), request.get("sha256", ""))
-        return analyzer.analyze(Source(request["shown"], error), Sampling(frames=1)).score
+    def _failed(self, request: Mapping[str, Any], error: MediaError) -> dict[str, Any]:
+        """The result of a video that cannot be read; it names the model, as the command does, if that can be had."""
+        try:
+            analyzer = self._analyzer(request["spec"], request["sha256"])
+        except UnmaskError:
+            return failure(request["shown"], error.reason, error.message)
+        return analyzer.analyze(Source(request["shown"], error), Sampling(frames=1)).score.to_json()
 
     def _analyzer(self, spec: str, sha256: str) -> Analyzer:
         """The analyzer with a model; the two that were used last stay loaded."""

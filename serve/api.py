@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 from serve.client import DeskClient
 from serve.faults import ApiError
@@ -42,6 +43,7 @@ _WAIT_S = 10.0
 # An event stream ends after so many events; clients go on by Last-Event-ID. What a client that never reads can pile up
 # in the proxy is bounded by that.
 _MOST_EVENTS, _MOST_WAITS = 5000, 90
+_MOST_ID = 2**63 - 1
 _NETWORK = ("rtsp://", "rtsps://", "http://", "https://")
 _OPEN = frozenset({"/", "/healthz"})
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -74,7 +76,7 @@ def make_api(settings: Settings, desk: DeskClient, digests: frozenset[str]) -> F
 
     @api.middleware("http")
     async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        path = request.url.path
+        path = request.scope["path"]  # as it is routed; older versions of Starlette put the URL together from a header
         try:
             if path not in _OPEN and not path.startswith("/page/"):
                 guard.check(request.headers, request.client.host if request.client else None)
@@ -93,9 +95,16 @@ def make_api(settings: Settings, desk: DeskClient, digests: frozenset[str]) -> F
     async def on_bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
         return await refuse(_bad_request(list(error.errors())))
 
+    @api.exception_handler(HTTPException)
+    async def on_no_such_thing(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            return await refuse(ApiError("METHOD_NOT_ALLOWED", f"{request.method} is nothing that this address knows"))
+        code = "NOT_FOUND" if error.status_code == 404 else "BAD_REQUEST"
+        return await refuse(ApiError(code, "There is nothing at this address" if code == "NOT_FOUND" else error.detail))
+
     @api.exception_handler(Exception)
     async def on_fault(request: Request, error: Exception) -> JSONResponse:
-        log.error("a request failed", exc_info=error, extra={"path": request.url.path})
+        log.error("a request failed", exc_info=error, extra={"path": request.scope["path"]})
         fault = ApiError("INTERNAL", "The service failed over this request; its log says why")
         return JSONResponse(fault.to_json(), fault.status)
 
@@ -310,21 +319,27 @@ def _streams(desk: DeskClient) -> APIRouter:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+    """A header's number; above what the store can hold, the greatest that it can."""
+    if text is None or not (text.isascii() and text.isdigit()):
+        return None
+    return min(int(text), _MOST_ID) if len(text) <= len(str(_MOST_ID)) else _MOST_ID
 
 
 async def _events(
     desk: DeskClient, owner: str, after: int | None, last: int = 0, *, follow: bool = True
 ) -> StreamingResponse:
-    # The first answer before the headers: a wrong id is a 404.
-    first = await desk.ask("events", owner, after, 0.0, last)
+    # The first answer before the headers: a wrong id is a 404. The newest event says where the future begins.
+    first = await desk.ask("events", owner, after, 0.0, max(last, 1))
+    newest = first["events"][-1]["id"] if first["events"] else after or 0
+    if after is None and not last:
+        first["events"] = []
 
     async def lines() -> AsyncIterator[bytes]:
-        position, found, sent, waits = after, first, 0, 0
+        position, found, sent, waits = newest, first, 0, 0
         yield b"retry: 1000\n\n"
         while True:
             for event in found["events"]:
-                position = event["id"]
+                position = max(position, event["id"])
                 data = json.dumps(event["data"], allow_nan=False, separators=(",", ":"))
                 yield f"id: {event['id']}\nevent: {event['kind']}\ndata: {data}\n\n".encode()
             sent, waits = sent + len(found["events"]), waits + (not found["events"])
@@ -333,7 +348,7 @@ async def _events(
             if not found["events"]:
                 yield b": still here\n\n"
             try:
-                found = await desk.ask("events", owner, position or 0, _WAIT_S if follow else 0.0)
+                found = await desk.ask("events", owner, position, _WAIT_S if follow else 0.0)
             except ApiError:  # it was removed
                 return
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.callbacks import call_back
-from serve.faults import ApiError
+from serve.faults import ApiError, failure
 from serve.journal import Journal
 from serve.metrics import Meter
 from serve.settings import Settings
@@ -117,8 +118,15 @@ class Bench:
                 actor = await self._analyze(record, number, actor)
             except Exception:
                 _LOG.exception("an analysis broke off", extra={"analysis": analysis_id})
-                self._finish(record, None)
+                self._break_off(record)
                 actor = None
+
+    def _break_off(self, record: AnalysisRecord) -> None:
+        message = f"{record.input} could not be analysed; the service's log says why."
+        try:
+            self._finish(record, failure(record.input, Reason.INTERNAL, message))
+        except sqlite3.Error as error:  # it is taken up again at the next start
+            _LOG.error("a result could not be stored (%s)", error, extra={"analysis": record.id})
 
     async def _new_analyst(self, number: int) -> Any:
         while True:
@@ -139,6 +147,7 @@ class Bench:
         try:
             while True:
                 self._running[record.id] = actor
+                result: Mapping[str, Any] | None
                 try:
                     result = await self._asked(record.id, actor, request)
                     break
@@ -151,7 +160,8 @@ class Bench:
                     if self._journal.store.analysis(record.id) is None:
                         return actor
                     if deaths >= _MOST_DEATHS:
-                        request["error"] = self._fault(record, hung=hung)
+                        result = self._fault(record, hung=hung)
+                        break
             self._finish(record, result)
         finally:
             self._running.pop(record.id, None)
@@ -159,11 +169,11 @@ class Bench:
             _unlink(record)
         return actor
 
-    def _fault(self, record: AnalysisRecord, *, hung: bool) -> dict[str, str]:
+    def _fault(self, record: AnalysisRecord, *, hung: bool) -> dict[str, Any]:
         reason = Reason.DECODER_HUNG if hung else Reason.DECODER_CRASHED
         what = "hung" if hung else "killed"
         message = f"{record.input} {what} the process that analysed it, twice; re-encode it and send it again."
-        return {"reason": reason, "message": message}
+        return failure(record.input, reason, message)
 
     async def _asked(self, analysis_id: str, actor: Any, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The result; None where nobody wants it any more.
@@ -186,7 +196,8 @@ class Bench:
             self._progress[analysis_id] = item["done"]
             if time.monotonic() - told_s >= _TELL_EVERY_S:
                 told_s = time.monotonic()
-                self._journal.tell(analysis_id, [("progress", {"done": round(item["done"], 3)})])
+                with contextlib.suppress(sqlite3.Error):
+                    self._journal.tell(analysis_id, [("progress", {"done": round(item["done"], 3)})])
 
     def _finish(self, record: AnalysisRecord, result: Mapping[str, Any] | None) -> None:
         if self._journal.store.analysis(record.id) is None or result is None:

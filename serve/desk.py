@@ -5,21 +5,24 @@ on meanwhile and keep what they have to tell.
 """
 
 import asyncio
+import contextlib
 import functools
 import secrets
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from serve.bench import Bench
 from serve.faults import ApiError, code_of, error_json, from_error
-from serve.fleet import Fleet, Stream
+from serve.fleet import Fleet
 from serve.journal import Journal
 from serve.logs import set_up
 from serve.metrics import Meter, Numbers
 from serve.settings import Settings
 from serve.store import AnalysisRecord, Event, Store, StreamRecord
+from serve.stream import Stream
 from unmask import __version__
 from unmask.addresses import AddressPolicy
 from unmask.errors import MediaError, Reason, UnmaskError
@@ -32,6 +35,8 @@ Answer = dict[str, Any]
 """{"ok": value} or {"refused": {code, message, retry_after_s}}: an error that needs no class on the other side."""
 
 _PRUNE_S = 300.0
+# A file that no analysis names yet is an upload under way, or one that was answered a moment ago.
+_UPLOAD_S = 90.0
 # Of a CPU, that hosts and analysts count for: none is placed on a head that counts none, and lost with it.
 _CPU_SHARE = 0.1
 # Of a GPU, that each analyst holds where there is one.
@@ -39,17 +44,22 @@ _GPU_SHARE = 0.25
 _NAMESPACE = "unmask"
 
 
-def _answered(method: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Answer]]:
-    """Give what a method returns, or why it refuses, as an `Answer`."""
+def _answered(
+    method: Callable[Concatenate["Desk", P], Awaitable[Any]],
+) -> Callable[Concatenate["Desk", P], Awaitable[Answer]]:
+    """Give what a method returns, or why it refuses, as an `Answer`. None answers before the store was looked at."""
 
     @functools.wraps(method)
-    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> Answer:
+    async def wrapped(self: "Desk", /, *args: P.args, **kwargs: P.kwargs) -> Answer:
         try:
-            return {"ok": await method(*args, **kwargs)}
+            await self.begin()
+            return {"ok": await method(self, *args, **kwargs)}
         except ApiError as error:
             refused = error
         except UnmaskError as error:
             refused = from_error(error)
+        except sqlite3.Error as error:
+            refused = ApiError("NOT_READY", f"What the service knows cannot be stored ({error}); look at its disk", 30)
         return {"refused": {"code": refused.code, "message": refused.message, "retry_after_s": refused.retry_after_s}}
 
     return wrapped
@@ -121,37 +131,62 @@ class Desk:
         return ray.remote(Analyst).options(**options).remote(self._settings.model_dump(mode="json"))
 
     async def begin(self) -> None:
-        """Start working; the first call does it. Called by the door, and by Serve's health checks."""
+        """Start working; the first call does it: Serve's first health check, if nobody was faster.
+
+        Raises:
+            Exception: It cannot; Serve then starts another desk.
+        """
         if self._begun is None:
+            self._fleet.begin(without_password)
             self._begun = asyncio.create_task(self._begin())
         if self._begun.done():
             self._begun.result()
 
     async def _begin(self) -> None:
-        self._fleet.begin(without_password)
-        saved = self._store.note("models") or {}
-        specs = {**saved, **self._settings.named_models()}
         slot = await self._fleet.any_host(wait_s=600.0)
-        for name, spec in specs.items():
-            self._models[name] = {"spec": spec, **await slot.actor.describe.remote(spec)}
+        self._models = await self._described(slot.actor)
         self._bench.begin()
-        for stream in list(self._fleet.streams.values()):
-            if stream.state == "failed" and not stream.settings.get("over"):
-                await self._fleet.change(stream, {"paused": False})
         while True:
-            self._store.prune()
+            self._tidy()
             await asyncio.sleep(_PRUNE_S)
 
-    def check_health(self) -> None:
-        """Serve asks now and then."""
-        if self._begun is not None and self._begun.done():
-            self._begun.result()
+    async def _described(self, actor: Any) -> dict[str, dict[str, Any]]:
+        """All models. One that was put here and is no more makes way for that of the settings, if there is one."""
+        named, found = self._settings.named_models(), dict[str, dict[str, Any]]()
+        for name, spec in self._specs().items():
+            try:
+                found[name] = {"spec": spec, **await actor.describe.remote(spec)}
+            except UnmaskError as error:
+                if named.get(name) == spec:
+                    raise
+                self._log.error("the model %s was put here and cannot be had any more (%s)", name, error.message)
+                if name in named:
+                    found[name] = {"spec": named[name], **await actor.describe.remote(named[name])}
+        return found
+
+    def _tidy(self) -> None:
+        """Forget what is old, in the store and beside it."""
+        try:
+            self._store.prune()
+            waiting = [*self._store.analyses("queued", 10_000), *self._store.analyses("running", 10_000)]
+        except sqlite3.Error as error:
+            self._log.error("the store cannot be tidied (%s)", error)
+            return
+        named = {Path(record.request["path"]).name for record in waiting}
+        for path in self._spool.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.name not in named and path.stat().st_mtime < time.time() - _UPLOAD_S:
+                    path.unlink()
+
+    async def check_health(self) -> None:
+        """Serve asks once the desk is there, and every other second."""
+        await self.begin()
 
     async def ready(self) -> dict[str, Any]:
         """Whether everything is there, and what is."""
         await self.begin()
         return {
-            "ready": self._fleet.is_up and "default" in self._models,
+            "ready": self._fleet.is_ready and "default" in self._models,
             "hosts": len(self._fleet.pids),
             "models": sorted(self._models),
             "pids": {"hosts": self._fleet.pids, "analysts": list(self._bench.pids.values())},
@@ -159,15 +194,23 @@ class Desk:
 
     # Models.
 
+    def _specs(self) -> dict[str, str]:
+        """All models: those of the settings, and those put since (over one of the settings while that is as it was)."""
+        named = self._settings.named_models()
+        saved, replaced = self._store.note("models") or {}, self._store.note("replaced") or {}
+        return {**named, **{k: spec for k, spec in saved.items() if k not in named or replaced.get(k) == named[k]}}
+
     def _model_of(self, name: str) -> tuple[str, str]:
+        # The first streams may be placed before the models are described.
+        known = self._models or {k: {"spec": spec, "sha256": ""} for k, spec in self._specs().items()}
+        if name not in known:
+            names = ", ".join(sorted(known))
+            raise ApiError("MODEL_UNAVAILABLE", f"No model is called {name!r} here; there are {names}")
+        return known[name]["spec"], known[name]["sha256"]
+
+    def _check_models(self) -> None:
         if not self._models:
-            # The first streams may be placed before the models are described.
-            named = {**(self._store.note("models") or {}), **self._settings.named_models()}
-            return named.get(name, ""), ""
-        if name not in self._models:
-            known = ", ".join(sorted(self._models))
-            raise ApiError("MODEL_UNAVAILABLE", f"No model is called {name!r} here; there are {known}")
-        return self._models[name]["spec"], self._models[name]["sha256"]
+            raise ApiError("NOT_READY", "The models are being loaded; try again", 5)
 
     @_answered
     async def models(self) -> list[dict[str, Any]]:
@@ -177,12 +220,13 @@ class Desk:
     @_answered
     async def put_model(self, name: str, spec: str) -> dict[str, Any]:
         """Let a name stand for another model; streams that use it go on with it."""
+        self._check_models()
         slot = await self._fleet.any_host()
         described = await slot.actor.describe.remote(spec)
+        named = self._settings.named_models()
+        saved = {k: v for k, v in {**self._specs(), name: spec}.items() if v != named.get(k)}
+        self._store.append((), {"models": saved, "replaced": named})
         self._models[name] = {"spec": spec, **described}
-        if name != "default":
-            saved = {k: m["spec"] for k, m in self._models.items() if k not in self._settings.named_models()}
-            self._store.put_note("models", saved)
         await self._fleet.swap(name)
         return _model_json(name, self._models[name])
 
@@ -191,7 +235,6 @@ class Desk:
     @_answered
     async def room_for_analysis(self, key: str | None, fingerprint: str) -> dict[str, Any] | None:
         """Before an upload: the analysis that the key stands for already, or None where there is room for a new one."""
-        await self.begin()
         if key is not None and (known := self._store.claimed(key)) is not None:
             owner, same = known[0], known[1] == fingerprint
             if not same:
@@ -208,8 +251,7 @@ class Desk:
             wanted: shown, path or url, frames, fps, every, model, callback_url, key, fingerprint.
         """
         self._bench.check_room()
-        if not self._models:
-            raise ApiError("NOT_READY", "The models are being loaded; try again", 5)
+        self._check_models()
         spec, sha256 = self._model_of(wanted["model"])
         analysis_id = "an_" + secrets.token_hex(8)
         if wanted.get("url"):
@@ -222,6 +264,8 @@ class Desk:
             if not same:
                 raise ApiError("CONFLICT", "This Idempotency-Key was used for another request; take a new one")
             if owner != analysis_id:
+                if wanted.get("path"):  # both were sent at once: the other's bytes are analysed
+                    Path(wanted["path"]).unlink(missing_ok=True)
                 return self._analysis_json(self._analysis(owner))
         fields = ("url", "frames", "fps", "every", "callback_url", "model")
         request = {name: wanted.get(name) for name in fields} | {"spec": spec, "sha256": sha256}
@@ -278,10 +322,8 @@ class Desk:
     @_answered
     async def add_stream(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Add a stream: url, name, fps, model, transport."""
-        await self.begin()
         self._fleet.check_room()
-        if self._models:
-            self._model_of(wanted["model"])
+        self._model_of(wanted["model"])
         await self._check_address(wanted["url"])
         self._fleet.check_room()
         stream_id = "st_" + secrets.token_hex(6)
@@ -306,9 +348,6 @@ class Desk:
         stream = self._fleet.get(stream_id)
         if "model" in changes:
             self._model_of(changes["model"])
-        if changes.get("paused") is False and stream.state in ("paused", "ended", "failed"):
-            self._fleet.check_room()
-            self._fleet.reopen(stream)
         await self._fleet.change(stream, changes)
         return _stream_json(stream)
 
@@ -348,7 +387,6 @@ class Desk:
     @_answered
     async def open_socket(self, model: str) -> dict[str, Any]:
         """Make room for a socket's pictures: its id, and the name of the actor that takes them."""
-        await self.begin()
         self._fleet.check_room()
         socket_id = "ws_" + secrets.token_hex(6)
         number = await self._fleet.open_socket(socket_id, model)

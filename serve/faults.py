@@ -3,8 +3,9 @@
 from typing import Any
 
 from unmask.errors import ModelError, Reason, UnmaskError, UsageError
+from unmask.records import ErrorInfo, Status, Verdict, VideoScore
 
-__all__ = ["ApiError", "code_of", "error_json", "from_error"]
+__all__ = ["ApiError", "code_of", "error_json", "failure", "from_error"]
 
 _STATUS = {
     "BAD_REQUEST": 400,
@@ -12,6 +13,7 @@ _STATUS = {
     "FORBIDDEN": 403,
     "ADDRESS_REFUSED": 403,
     "NOT_FOUND": 404,
+    "METHOD_NOT_ALLOWED": 405,
     "CONFLICT": 409,
     "TOO_LARGE": 413,
     "MEDIA_UNREADABLE": 422,
@@ -75,6 +77,18 @@ def code_of(reason: Reason | str) -> str:
 def error_json(error: dict[str, Any] | None) -> dict[str, str] | None:
     """A result's error (`ErrorInfo`) as the API says it."""
     return None if error is None else {"code": code_of(error["code"]), "message": error["message"]}
+
+
+def failure(shown: str, reason: Reason, message: str) -> dict[str, Any]:
+    """The result of a video that could not be analysed; needs no model.
+
+    Args:
+        shown: The video's name, as its sender knows it.
+        reason: Why.
+        message: The same as a sentence.
+    """
+    error = ErrorInfo(reason, message)
+    return VideoScore(id="", input=shown, status=Status.FAILED, verdict=Verdict.INCONCLUSIVE, error=error).to_json()
 
 
 def from_error(error: UnmaskError) -> ApiError:

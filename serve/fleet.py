@@ -1,15 +1,21 @@
 """The streams and the processes that hold them: who plays where, and what happens when a process dies.
 
 A dead host is known of within a second by the call that waited for its news. Its streams go on at once in another host
-that is up already, from the snapshot that came with the last news; a new host is started beside.
+that is up already, from the snapshot that came with the last news; a new host is started beside. A new desk asks all
+hosts first what they play: that stays where it is. A stream that was there when three hosts died within ten minutes is
+`failed`: it may be the cause. So are those that shared all three with it: nobody can tell them apart from outside, and
+each goes on when it is resumed.
 """
 
 import asyncio
 import logging
+import math
 import secrets
+import sqlite3
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from serve.faults import ApiError, from_error
@@ -17,41 +23,17 @@ from serve.journal import Journal
 from serve.metrics import Meter
 from serve.settings import Settings
 from serve.store import StreamRecord
-from unmask.errors import UnmaskError
+from serve.stream import DEATHS_S, Stream
+from unmask.errors import Reason, UnmaskError
 
-__all__ = ["Fleet", "Stream"]
+__all__ = ["Fleet"]
 
 _LOG = logging.getLogger("unmask.serve")
-_POLL_S, _SILENT_S, _RETRY_S = 0.5, 30.0, 1.0
+_POLL_S, _SILENT_S, _RETRY_S, _LOAD_S = 0.5, 30.0, 1.0, 120.0
+# How long the other hosts may take to say what they play, once the first one did.
+_SETTLE_S = 5.0
+_MOST_DEATHS = 3
 _ENDED = ("ended", "failed")
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """One stream as the desk knows it."""
-
-    record: StreamRecord
-    shown: str
-    host: int | None = None
-    token: str = ""
-    """Names its present play in the host: news of an older one is old."""
-    placed_s: float = 0.0
-    """When it was sent there, by `time.monotonic`."""
-    stored: int = 0
-    """Up to which number its host's events are stored."""
-    state: str = "starting"
-    change: dict[str, Any] = field(default_factory=dict)
-    """The last change of its state."""
-    snapshot: Mapping[str, Any] | None = None
-    last: Mapping[str, Any] | None = None
-    """The last score."""
-    lag_s: float = 0.0
-    fill: float = 0.0
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """name, fps, model, transport, ca_file, paused, over."""
-        return self.record.settings
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +42,13 @@ class _Slot:
     actor: Any = None
     pid: int = 0
     up: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Socket:
+    host: int
+    opened_s: float = math.inf
+    """Since when its host is to know of it."""
 
 
 class Fleet:
@@ -85,9 +74,11 @@ class Fleet:
         self._start_host, self._model_of = start_host, model_of
         self._slots = [_Slot(number) for number in range(settings.hosts)]
         self._tasks: list[asyncio.Task[None]] = []
-        self._up = asyncio.Event()
+        self._changes: set[asyncio.Task[None]] = set()
+        self._up, self._settled = asyncio.Event(), asyncio.Event()
+        self._store_fails = False
         self.streams: dict[str, Stream] = {}
-        self.sockets: dict[str, int] = {}
+        self.sockets: dict[str, _Socket] = {}
 
     def begin(self, shown: Callable[[str], str]) -> None:
         """Start the hosts, and let the streams of the store play again."""
@@ -99,6 +90,16 @@ class Fleet:
             stream.state = record.settings.get("over") or ("paused" if record.settings.get("paused") else "starting")
             self.streams[record.id] = stream
         self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
+        self._tasks.append(asyncio.create_task(self._settle()))
+
+    async def _settle(self) -> None:
+        """Once a host is there, wait a little for the others: what plays in one of them is not to move."""
+        await self._up.wait()
+        deadline = time.monotonic() + _SETTLE_S
+        while not all(slot.up for slot in self._slots) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        self._settled.set()
+        await self._place_idle()
 
     @property
     def pids(self) -> list[int]:
@@ -109,6 +110,11 @@ class Fleet:
     def is_up(self) -> bool:
         """Whether a host is there."""
         return any(slot.up for slot in self._slots)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether streams are taken: it is known what plays where, and what happens can be stored."""
+        return self.is_up and self._settled.is_set() and not self._store_fails
 
     async def any_host(self, wait_s: float = 60.0) -> Any:
         """A host that is up, the emptiest.
@@ -125,7 +131,7 @@ class Fleet:
         return self._emptiest()
 
     def _emptiest(self) -> _Slot:
-        loads = [s.host for s in self.streams.values()] + list(self.sockets.values())
+        loads = [s.host for s in self.streams.values()] + [s.host for s in self.sockets.values()]
         return min((slot for slot in self._slots if slot.up), key=lambda slot: (loads.count(slot.number), slot.number))
 
     # Hosts.
@@ -138,9 +144,9 @@ class Fleet:
                 slot.pid = await asyncio.wait_for(
                     _of(slot.actor.ready.remote(self._settings.model_dump(mode="json"))), 300.0
                 )
+                await self._adopt(slot)
                 slot.up = True
                 self._up.set()
-                await self._adopt_or_place(slot)
                 while True:
                     await self._poll(slot)
             except asyncio.CancelledError:
@@ -150,19 +156,15 @@ class Fleet:
                 await self._lost(slot)
             await asyncio.sleep(_RETRY_S)
 
-    async def _adopt_or_place(self, slot: _Slot) -> None:
-        """What plays there already (after a restart of the desk) stays; what plays nowhere is placed."""
+    async def _adopt(self, slot: _Slot) -> None:
+        """What plays there already (after a restart of the desk) stays, if it is to play and does nowhere else."""
         reply = await asyncio.wait_for(_of(slot.actor.poll.remote({}, 0.0)), _SILENT_S)
-        for stream_id in reply["streams"]:
-            if stream_id not in self.streams:
-                await _of(slot.actor.forget.remote(stream_id))
-            elif (stream := self.streams[stream_id]).host is None:
-                stream.host, stream.token = slot.number, reply["streams"][stream_id]["token"]
-                stream.stored = self._stored_before(stream, reply["streams"][stream_id]["events"])
-        self._book(slot, reply)
-        for stream in list(self.streams.values()):
-            if stream.host is None and not stream.settings.get("paused") and stream.state not in _ENDED:
-                await self._place(stream)
+        for stream_id, news in reply["streams"].items():
+            stream = self.streams.get(stream_id)
+            if stream is not None and stream.host is None and self._is_wanted(stream) and not stream.turn.locked():
+                stream.host, stream.token = slot.number, news["token"]
+                stream.stored = self._stored_before(stream, news["events"])
+        await self._take(slot, reply)
 
     def _stored_before(self, stream: Stream, events: list[tuple[int, Mapping[str, Any]]]) -> int:
         """Up to which number a host's events were stored by a desk that is no more: by the events' own numbers."""
@@ -171,17 +173,28 @@ class Fleet:
         return max((number for number, event in events if event["seq"] <= known), default=0)
 
     async def _poll(self, slot: _Slot) -> None:
+        asked_s = time.monotonic()
         stored = {k: s.stored for k, s in self.streams.items() if s.host == slot.number}
         reply = await asyncio.wait_for(_of(slot.actor.poll.remote(stored, _POLL_S)), _SILENT_S)
+        await self._take(slot, reply)
+        for stream in self.streams.values():
+            never_arrived = stream.placed_s < asked_s - _SILENT_S and stream.record.id not in reply["streams"]
+            if stream.host == slot.number and never_arrived and not stream.turn.locked():
+                stream.host = None
+        known = set(reply["sockets"])
+        self.sockets = {
+            k: s for k, s in self.sockets.items() if s.host != slot.number or s.opened_s > asked_s or k in known
+        }
+        await self._place_idle()
+        if self._store_fails:  # the host answers at once while it has something to tell
+            await asyncio.sleep(_RETRY_S)
+
+    async def _take(self, slot: _Slot, reply: Mapping[str, Any]) -> None:
         for stream_id in self._book(slot, reply):
             await _of(slot.actor.forget.remote(stream_id, reply["streams"][stream_id]["token"]))
-        late_s = time.monotonic() - _SILENT_S
-        for stream in list(self.streams.values()):
-            if stream.host == slot.number and stream.record.id not in reply["streams"] and stream.placed_s < late_s:
-                await self._place(stream)  # it never arrived
 
     def _book(self, slot: _Slot, reply: Mapping[str, Any]) -> list[str]:
-        """Store what is new.
+        """Store what is new. What cannot be stored is told again by the host.
 
         Returns:
             Streams of which the host need not know any more.
@@ -193,69 +206,114 @@ class Fleet:
             if stream is None or (stream.host, stream.token) != (slot.number, news["token"]):
                 finished.append(stream_id)
                 continue
-            self._news(stream, news)
-            if news["over"]:
+            is_stored = self._news(stream, news)
+            # One that is being halted is ended by who halts it.
+            if news["over"] and is_stored and not stream.turn.locked():
                 stream.host, stream.stored = None, 0
                 if not stream.settings.get("paused"):
-                    stream.state = "failed" if news["state"] == "failed" else "ended"
-                    self._change_record(stream, over=stream.state)
+                    self._end(stream, "failed" if news["state"] == "failed" else "ended")
                 finished.append(stream_id)
         return finished
 
-    def _news(self, stream: Stream, news: Mapping[str, Any]) -> None:
+    def _news(self, stream: Stream, news: Mapping[str, Any]) -> bool:
+        """Note a stream's news. Whether all of them are stored."""
         fresh = [(number, event) for number, event in news["events"] if number > stream.stored]
         stream.snapshot, stream.lag_s, stream.fill = news["snapshot"], news["lag_s"], news["fill"]
         stream.state = news["state"]
-        if not fresh:
-            return
+        if not fresh or self.streams.get(stream.record.id) is not stream:
+            return True
         for _, event in fresh:
             if event["event"] == "score":
                 stream.last = event
             elif event["event"] == "state":
                 stream.change = event
-        self._journal.tell(stream.record.id, [(event["event"], event) for _, event in fresh], stream.snapshot)
-        stream.stored = fresh[-1][0]
+        with self._storing():
+            self._journal.tell(stream.record.id, [(event["event"], event) for _, event in fresh], stream.snapshot)
+            stream.stored = fresh[-1][0]
+        return bool(stream.stored == fresh[-1][0])
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Outlive a store that takes nothing (a full disk), and say so once."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if not self._store_fails:
+                _LOG.error("the store cannot be written (%s): nothing more is taken until it can", error)
+            self._store_fails = True
+        else:
+            self._store_fails = False
 
     async def _lost(self, slot: _Slot) -> None:
         """A host is no more: its streams go on elsewhere, now."""
         slot.up = False
         if not self.is_up:
             self._up.clear()
-        self.sockets = {k: v for k, v in self.sockets.items() if v != slot.number}
-        orphans = [stream for stream in self.streams.values() if stream.host == slot.number]
-        for stream in orphans:
-            stream.host, stream.stored, stream.state = None, 0, "moving"
+        self.sockets = {k: v for k, v in self.sockets.items() if v.host != slot.number}
+        for stream in [stream for stream in self.streams.values() if stream.host == slot.number]:
+            stream.host, stream.stored, stream.state, stream.gap = None, 0, "moving", Reason.SESSION_LOST
             self._meter.count("unmask_stream_resumptions", "session_lost")
-        if self.is_up:
-            await asyncio.gather(*(self._place(stream) for stream in orphans))
+            self._note_death(stream)
+        await self._place_idle()
+
+    def _note_death(self, stream: Stream) -> None:
+        if (deaths := stream.died()) >= _MOST_DEATHS:
+            message = (
+                f"The process that scored it died {deaths} times within {DEATHS_S / 60:g} minutes; it may be the "
+                "cause, so it is not tried again until it is resumed."
+            )
+            self._fail(stream, Reason.SESSION_LOST, message)
+            self._end(stream, "failed")
+
+    def _end(self, stream: Stream, state: str) -> None:
+        """It plays no more, not even after a restart."""
+        stream.state = state
+        with self._storing():
+            self._change_record(stream, over=state)
+
+    def _fail(self, stream: Stream, reason: str, message: str) -> None:
+        stream.host, stream.state = None, "failed"
+        stream.change = {"event": "state", "state": "failed", "reason": reason, "message": message}
+        with self._storing():
+            self._journal.tell(stream.record.id, [("state", {**stream.change, "at": time.time()})])
+
+    def _is_wanted(self, stream: Stream) -> bool:
+        """Whether it is to play."""
+        is_ours = self.streams.get(stream.record.id) is stream
+        return is_ours and not stream.settings.get("paused") and stream.state not in _ENDED
+
+    async def _place_idle(self) -> None:
+        """Let what plays nowhere play, once it is known what plays where. Who has the turn does so himself."""
+        if self._settled.is_set():
+            idle = [s for s in self.streams.values() if s.host is None and self._is_wanted(s) and not s.turn.locked()]
+            await asyncio.gather(*(self._resume(stream) for stream in idle))
+
+    async def _resume(self, stream: Stream) -> None:
+        async with stream.turn:
+            if stream.host is None and self._is_wanted(stream) and self.is_up:
+                await self._place(stream)
 
     async def _place(self, stream: Stream) -> None:
-        """Let a stream play in the emptiest host. Whoever dies meanwhile, `_lost` or the next host comes back to it."""
-        slot = self._emptiest()
-        stream.host, stream.stored, stream.token = slot.number, 0, secrets.token_hex(4)
-        stream.placed_s = time.monotonic()
-        settings = stream.settings
+        """Let a stream play in the emptiest host; the turn is the caller's. If that fails, `_place_idle` comes back."""
+        slot, token = self._emptiest(), secrets.token_hex(4)
+        stream.host, stream.stored, stream.token, stream.placed_s = slot.number, 0, token, time.monotonic()
+        settings, snapshot = stream.settings, stream.snapshot
         try:
             spec, sha256 = self._model_of(settings["model"])
             wanted = {
-                "id": stream.record.id, "token": stream.token, "url": stream.record.url, "fps": settings["fps"],
+                "id": stream.record.id, "token": token, "url": stream.record.url, "fps": settings["fps"],
                 "spec": spec, "sha256": sha256, "transport": settings["transport"], "ca_file": settings.get("ca_file"),
-                "resume": stream.snapshot,
+                "resume": {**snapshot, "reason": stream.gap.value} if snapshot is not None else None,
             }  # fmt: skip
             await asyncio.wait_for(_of(slot.actor.start.remote(wanted)), _SILENT_S)
         except (UnmaskError, ApiError) as error:
-            stream.host, stream.state = None, "failed"
             refused = error if isinstance(error, ApiError) else from_error(error)
-            stream.change = {
-                "event": "state",
-                "state": "failed",
-                "reason": refused.code.lower(),
-                "message": refused.message,
-            }
-            self._journal.tell(stream.record.id, [("state", {**stream.change, "at": time.time()})])
+            if self.streams.get(stream.record.id) is stream and stream.token == token:
+                self._fail(stream, refused.code.lower(), refused.message)
         except Exception as error:
             _LOG.warning("a stream could not be placed (%s)", type(error).__name__, extra={"stream": stream.record.id})
-            stream.host = None if not slot.up else stream.host
+            if stream.token == token and not slot.up:
+                stream.host = None
 
     # Streams.
 
@@ -279,8 +337,8 @@ class Fleet:
         stream.state = "paused" if record.settings.get("paused") else "starting"
         self._journal.store.put_stream(record)
         self.streams[record.id] = stream
-        if self.is_up and stream.state == "starting":
-            await self._place(stream)
+        if self._settled.is_set():
+            await self._resume(stream)
         return stream
 
     def get(self, stream_id: str) -> Stream:
@@ -294,36 +352,69 @@ class Fleet:
         return self.streams[stream_id]
 
     async def change(self, stream: Stream, changes: Mapping[str, Any]) -> None:
-        """Change a stream's settings; it connects anew only where its address or rate changed."""
-        before = stream.settings
-        self._change_record(stream, **changes)
-        after = stream.settings
-        actor = self._slots[stream.host].actor if stream.host is not None else None
-        if after["fps"] != before["fps"] or bool(after.get("paused")) != bool(before.get("paused")):
-            await self._halt(stream)
-            stream.state = "paused" if after.get("paused") else "starting"
-            if not after.get("paused"):
-                self._change_record(stream, over=None)
-                if self.is_up:
-                    await self._place(stream)
-        elif after["model"] != before["model"] and actor is not None:
-            await _of(actor.adopt.remote(stream.record.id, *self._model_of(after["model"])))
+        """Change a stream's settings; it connects anew only where its rate changed, or it is resumed.
+
+        Raises:
+            ApiError: NOT_READY, NOT_FOUND (it was removed meanwhile), BUSY.
+            UnmaskError: The model cannot be had. Nothing is changed then.
+        """
+        if not self._settled.is_set():
+            raise ApiError("NOT_READY", "It is not known yet what plays where; try again", 5)
+        # A caller who goes away leaves nothing half changed.
+        work = asyncio.create_task(self._changed(stream, changes))
+        self._changes.add(work)
+        work.add_done_callback(self._changes.discard)
+        await asyncio.shield(work)
+
+    async def _changed(self, stream: Stream, changes: Mapping[str, Any]) -> None:
+        async with stream.turn:
+            self._check_here(stream)
+            if changes.get("paused") is False and stream.state in ("paused", *_ENDED):
+                self.check_room()
+                stream.deaths.clear()
+                self._change_record(stream, over=None, paused=True)
+            await self._change(stream, changes)
         self._journal.ring(stream.record.id)
 
-    def reopen(self, stream: Stream) -> None:
-        """One that ended may play again."""
-        self._change_record(stream, over=None, paused=True)
+    async def _change(self, stream: Stream, changes: Mapping[str, Any]) -> None:
+        before, after = stream.settings, {**stream.settings, **changes}
+        if after["model"] != before["model"] and stream.host is not None:
+            actor = self._slots[stream.host].actor
+            adopted = _of(actor.adopt.remote(stream.record.id, *self._model_of(after["model"])))
+            await asyncio.wait_for(adopted, _LOAD_S)
+            self._check_here(stream)
+        self._change_record(stream, **changes)
+        if after["fps"] == before["fps"] and bool(after.get("paused")) == bool(before.get("paused")):
+            return
+        await self._halt(stream)
+        self._check_here(stream)
+        stream.state, stream.gap = "paused" if after.get("paused") else "starting", Reason.INTERRUPTED
+        if not after.get("paused"):
+            self._change_record(stream, over=None)
+            if self.is_up:
+                await self._place(stream)
+
+    def _check_here(self, stream: Stream) -> None:
+        if self.get(stream.record.id) is not stream:
+            raise ApiError("NOT_FOUND", f"Stream {stream.record.id} was removed")
 
     async def swap(self, name: str) -> None:
         """A name stands for another model: let it judge the streams that asked for that name."""
         for stream in list(self.streams.values()):
-            if stream.settings["model"] == name and stream.host is not None:
-                await _of(self._slots[stream.host].actor.adopt.remote(stream.record.id, *self._model_of(name)))
+            async with stream.turn:
+                if stream.settings["model"] != name or stream.host is None:
+                    continue
+                try:
+                    actor = self._slots[stream.host].actor
+                    adopted = _of(actor.adopt.remote(stream.record.id, *self._model_of(name)))
+                    await asyncio.wait_for(adopted, _LOAD_S)
+                except Exception as error:  # where its host dies, the next one takes the new model
+                    _LOG.warning("a model was not taken (%s)", error, extra={"stream": stream.record.id})
 
     async def remove(self, stream: Stream) -> None:
-        """Forget a stream, whatever it is doing."""
-        del self.streams[stream.record.id]
+        """Forget a stream, whatever it is doing and whoever has the turn."""
         self._journal.store.delete(stream.record.id)
+        del self.streams[stream.record.id]
         self._journal.ring(stream.record.id)
         if stream.host is not None and self._slots[stream.host].up:
             try:
@@ -333,23 +424,30 @@ class Fleet:
 
     async def _halt(self, stream: Stream) -> None:
         """Let a stream end where it plays, and store its last news."""
-        if stream.host is None or not self._slots[stream.host].up:
-            return
-        slot, stream_id = self._slots[stream.host], stream.record.id
-        await _of(slot.actor.stop.remote(stream_id))
+        if stream.host is not None and self._slots[stream.host].up:
+            try:
+                await self._drain(stream, self._slots[stream.host])
+            except Exception as error:  # it dies with its host, or its next play takes its place
+                _LOG.info("a host did not answer (%s)", type(error).__name__)
+        stream.host, stream.stored = None, 0
+
+    async def _drain(self, stream: Stream, slot: _Slot) -> None:
+        stream_id, token = stream.record.id, stream.token
+        await asyncio.wait_for(_of(slot.actor.stop.remote(stream_id)), _SILENT_S)
         for _ in range(100):
             reply = await asyncio.wait_for(_of(slot.actor.poll.remote({stream_id: stream.stored}, 0.1)), _SILENT_S)
             self._meter.merge(reply["numbers"])
             news = reply["streams"].get(stream_id)
-            if news is None:
+            if news is None or news["token"] != token:
                 break
             self._news(stream, news)
             if news["over"]:
                 break
-        stream.host, stream.stored = None, 0
-        await _of(slot.actor.forget.remote(stream_id))
+        await asyncio.wait_for(_of(slot.actor.forget.remote(stream_id, token)), _SILENT_S)
 
     def _change_record(self, stream: Stream, **changes: Any) -> None:
+        if self.streams.get(stream.record.id) is not stream:
+            return
         settings = {**stream.record.settings, **changes}
         stream.record = StreamRecord(
             id=stream.record.id, url=stream.record.url, created_s=stream.record.created_s, settings=settings
@@ -362,13 +460,15 @@ class Fleet:
         """Let a stream play whose pictures a caller pushes; the number of its host."""
         slot = await self.any_host()
         spec, sha256 = self._model_of(model)
-        self.sockets[socket_id] = slot.number
+        self.sockets[socket_id] = _Socket(slot.number)
         wanted = {"id": socket_id, "token": "", "url": None, "fps": None, "spec": spec, "sha256": sha256}
         try:
             await asyncio.wait_for(_of(slot.actor.start.remote(wanted)), _SILENT_S)
         except BaseException:
             self.sockets.pop(socket_id, None)
             raise
+        if socket_id in self.sockets:
+            self.sockets[socket_id].opened_s = time.monotonic()
         return int(slot.number)
 
     def close_socket(self, socket_id: str) -> None:

@@ -40,7 +40,10 @@ __all__ = ["Host"]
 # A head that is restarted brings the desk back within minutes.
 _LEASE_S = 300.0
 _MOST_KEPT = 20_000
-_FRAME_EVENTS = ("score", "dropped")
+# A socket whose events nobody asked for so long has lost its door.
+_UNPULLED_S = 30.0
+# A frame was looked at, and there was nothing to score.
+_NOTHING_THERE = {Reason.NO_FACE, Reason.NO_USABLE_FACE, Reason.FACE_TOO_SMALL, Reason.FRAME_TOO_SMALL}
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +63,9 @@ class _Play:
     counted: FrameCount = field(default_factory=FrameCount)
     resets: dict[Reason, int] = field(default_factory=dict)
     reconnects: dict[Reason, int] = field(default_factory=dict)
-    scored_s: float = field(default_factory=time.monotonic)
+    answered_s: float = field(default_factory=time.monotonic)
+    """When a frame was last scored, or had nothing to score."""
+    pulled_s: float = field(default_factory=time.monotonic)
     over: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """A model is not changed while a frame is on its way through the old one."""
@@ -81,6 +86,7 @@ class Host:
         self._models = Models(torch.device("cpu"))
         self._meter = Meter()
         self._plays: dict[str, _Play] = {}
+        self._wanted: dict[str, str] = {}  # the token of the play that is to be, by stream
         self._news = asyncio.Event()
         self._asked_s = time.monotonic()
         self._lease: asyncio.Task[None] | None = None
@@ -139,7 +145,7 @@ class Host:
         return model, description, RemoteScorer(self._handle, key, self._meter, self._detector, self._pool)
 
     async def start(self, stream: Mapping[str, Any]) -> None:
-        """Let a stream play, if it does not.
+        """Let a stream play, if it does not; a play with another token makes way for it.
 
         Args:
             stream: id, token (comes back with the news), url (None for one whose frames are pushed), fps, spec and
@@ -148,8 +154,10 @@ class Host:
         Raises:
             UnmaskError: Its address cannot be played, or its model not be had.
         """
-        if stream["id"] in self._plays:
+        stream_id, token = stream["id"], stream["token"]
+        if (before := self._plays.get(stream_id)) is not None and before.token == token:
             return
+        self._wanted[stream_id] = token
         judging = await self._judging(stream["spec"], stream["sha256"])
         resume = stream.get("resume")
         clock_s = resume_clock(resume) if resume else 0.0
@@ -158,13 +166,16 @@ class Host:
         stale_s = None if stream["url"] is None else LiveOptions().stale_s
         scoring = ScoringOptions(aggregation=self._settings.aggregation)
         options = LiveOptions(scoring=scoring, fps=stream["fps"], stale_s=stale_s)
-        session = LiveSession(*judging, stream_id=stream["id"], shown=source.shown, options=options, resume=resume)
+        session = LiveSession(*judging, stream_id=stream_id, shown=source.shown, options=options, resume=resume)
         via = "socket" if stream["url"] is None else "stream"
-        play = _Play(session, source, via, judging[2], judging[1].name, stream["token"], counted=session.frames)
+        play = _Play(session, source, via, judging[2], judging[1].name, token, counted=session.frames)
         play.resets, play.reconnects = dict(session.resets), dict(session.reconnects)
-        if stream["id"] in self._plays:  # asked twice meanwhile
+        if self._wanted.get(stream_id) != token:  # asked for another one, or for none, meanwhile
             return
-        self._plays[stream["id"]] = play
+        del self._wanted[stream_id]
+        if (before := self._plays.get(stream_id)) is not None:
+            before.source.close()
+        self._plays[stream_id] = play
         play.task = asyncio.create_task(self._run(play))
 
     def _source(self, stream: Mapping[str, Any], clock_s: float) -> StreamSource | PushSource:
@@ -208,9 +219,10 @@ class Host:
             self._news.set()
 
     def _count(self, play: _Play, event: Event) -> None:
+        if event["event"] == "score" or event.get("reason") in _NOTHING_THERE:
+            play.answered_s = time.monotonic()
         if event["event"] != "score":
             return
-        play.scored_s = time.monotonic()
         self._meter.observe("unmask_frame_to_score_seconds", event["latency_s"], play.via)
         for fill in play.session.window_fill.values():
             self._meter.observe("unmask_window_fill", fill)
@@ -242,6 +254,8 @@ class Host:
 
     async def forget(self, stream_id: str, token: str | None = None) -> None:
         """End a stream of which nothing more is to be told; only the play with this token, where one is given."""
+        if token in (None, self._wanted.get(stream_id)):
+            self._wanted.pop(stream_id, None)
         play = self._plays.get(stream_id)
         if play is not None and token in (None, play.token):
             del self._plays[stream_id]
@@ -285,6 +299,7 @@ class Host:
         while True:
             if (play := self._plays.get(stream_id)) is None:
                 raise UsageError(f"stream {stream_id} does not run here")
+            play.pulled_s = time.monotonic()
             play.events = [pair for pair in play.events if pair[0] > after]
             if play.events or play.over or time.monotonic() >= deadline:
                 return list(play.events), play.over
@@ -302,6 +317,7 @@ class Host:
             left out. numbers: what the meter gained. sockets: ids. pid.
         """
         self._asked_s = time.monotonic()
+        self._end_unpulled()
         for stream_id, number in stored.items():
             if (play := self._plays.get(stream_id)) is not None:
                 play.events = [pair for pair in play.events if pair[0] > number]
@@ -315,6 +331,14 @@ class Host:
             "streams": {k: self._state(p) for k, p in self._plays.items() if p.via == "stream"},
             "sockets": [k for k, p in self._plays.items() if p.via == "socket"],
         }
+
+    def _end_unpulled(self) -> None:
+        late_s = time.monotonic() - _UNPULLED_S
+        for stream_id, play in list(self._plays.items()):
+            if play.via == "socket" and play.pulled_s < late_s:
+                self._log.warning("nobody reads a socket's scores: it ends", extra={"stream": stream_id})
+                del self._plays[stream_id]
+                play.source.close()
 
     async def playing(self) -> dict[str, Any]:
         """This process's id, and the ids of what plays here."""
@@ -331,7 +355,7 @@ class Host:
             "events": list(play.events),
             "snapshot": play.session.snapshot(),
             "state": str(play.source.state),
-            "lag_s": time.monotonic() - play.scored_s,
+            "lag_s": time.monotonic() - play.answered_s,
             "fill": max(play.session.window_fill.values(), default=0.0),
             "over": play.over,
         }

@@ -46,12 +46,12 @@ class JsonLines(logging.Formatter):
 
 
 def set_up(level: int = logging.INFO) -> logging.Logger:
-    """The service's logger, which writes such lines. Called in every process; once is enough."""
-    logger = logging.getLogger("unmask.serve")
+    """The service's logger. It and all others of Unmask write such lines. Called in every process; once is enough."""
+    logger = logging.getLogger("unmask")
     if not any(isinstance(h.formatter, JsonLines) for h in logger.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLines())
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(level)
-    return logger
+    return logger.getChild("serve")

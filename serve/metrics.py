@@ -65,7 +65,7 @@ METRICS: Mapping[str, Definition] = {
         ),
         Definition(
             name="unmask_stage_seconds", kind="histogram", labels=("stage",), buckets=_SECONDS, unit="s",
-            help="Seconds of work, by stage: decode, detect, embed, judge, wait.",
+            help="Seconds of work, by stage: detect, embed, and wait for a scorer.",
         ),
         Definition(
             name="unmask_frame_to_score_seconds", kind="histogram", labels=("via",), buckets=_SECONDS, unit="s",
@@ -73,7 +73,7 @@ METRICS: Mapping[str, Definition] = {
         ),
         Definition(
             name="unmask_stream_lag_seconds", kind="gauge", unit="s",
-            help="The greatest age of the newest score, over the streams that are live.",
+            help="Since when a live stream had no frame looked at; the longest.",
         ),
         Definition(
             name="unmask_window_fill", kind="histogram", buckets=_TENTHS, unit="1",

@@ -59,7 +59,7 @@ class Settings(BaseModel):
     max_megapixels: float = Field(36.0, gt=0, description="Larger pictures are refused.")
     max_waiting: int = Field(32, ge=1, description="Analyses that may wait; the next is told to come again.")
     silence_s: float = Field(180.0, gt=0, description="An analysis that shows no progress for so long is ended.")
-    keep_events_h: float = Field(24.0, gt=0, description="How long events are kept.")
+    keep_events_h: float = Field(24.0, gt=0, description="How long events are kept; of one stream, 20,000 at most.")
     keep_analyses_h: float = Field(168.0, gt=0, description="How long results are kept.")
 
     @model_validator(mode="after")

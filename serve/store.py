@@ -100,7 +100,7 @@ class Store:
         *,
         keep_events_s: float = 24 * 3600.0,
         keep_analyses_s: float = 7 * 24 * 3600.0,
-        most_events: int = 200_000,
+        most_events: int = 20_000,
     ) -> None:
         self._path, self._lock = path, threading.Lock()
         self._owned = -1

@@ -14,12 +14,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
-        if self.path in self.server.files:
+        if self.server.expected and self.headers.get("Authorization") != self.server.expected:
+            self.send_error(401)
+        elif self.path in self.server.files:
             self.answer()
             self.wfile.write(self.server.files[self.path])
         elif self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/clip.mp4")
+            self.end_headers()
+        elif self.path.startswith("/moved/") and self.path.endswith(".m3u8"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
             self.end_headers()
         elif self.path == "/huge":
             self.answer(length=10 * 1024**3)
@@ -51,15 +57,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], expected: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files = files
+        self.files, self.expected = files, expected
         self.stopping = threading.Event()
 
 
 @contextlib.contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[str]:
-    with Server(files) as httpd:
+def serving(files: dict[str, bytes], *, expected: str = "") -> Iterator[str]:
+    """Where it is. Every request must hold the header Authorization that is `expected`, if any."""
+    with Server(files, expected) as httpd:
         thread = threading.Thread(target=httpd.serve_forever)
         thread.start()
         try:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from train.card_text import sections
 from train.catalogue import Catalogue
 from train.config import TrainConfig
+from train.heldout import heldout_scores
 from train.splits import Splits, splits_of
 from train.trial import CONDITIONS, FAMILIES, Condition, Model, Outcome, Trial, perturbations
 from unmask import __version__
@@ -116,11 +118,15 @@ def finish(
     only = {"shipped": models["shipped"]}
     trial, alone = (Trial(catalogue, splits.test, config, tried, _CPU) for tried in (models, only))
 
+    def photographs() -> dict[str, Any]:
+        return _photographs(faces, config, models["shipped"])
+
     def tried(step: str, by: Trial, conditions: Mapping[str, Condition], **how: Any) -> Any:
         on = {"conditions": {n: repr(c) for n, c in conditions.items()}, "calibrations": calibrations, **how}
         return kept(step, lambda: _tried(by, models, conditions, **how), **on)
 
-    heldout = tried("heldout", alone, {name: CONDITIONS[name] for name in _HELDOUT}, draws=_HELDOUT_DRAWS)
+    heldout = kept("photographs", photographs, calibrations=calibrations)
+    heldout |= tried("heldout", alone, {name: CONDITIONS[name] for name in _HELDOUT}, draws=_HELDOUT_DRAWS)
     compared = tried("compared", trial, CONDITIONS, draws=1, people=_COMPARED_PEOPLE)
     families = tried("families", alone, FAMILIES, draws=1, people=_FAMILY_PEOPLE)
     robust = kept(
@@ -179,14 +185,34 @@ def _tried(
     return found
 
 
+def _photographs(faces: str, config: TrainConfig, model: Model) -> dict[str, Any]:
+    """Metrics on single photographs of people of the test, as the paper tests its detectors: nothing moves."""
+    network, description = model
+    still = replace(config, model=replace(config.model, window=1))
+    found = {}
+    for name, judged in heldout_scores(network, description, still, [faces], _CPU, ["paper", "mixed"]):
+        title = {"paper": "single photographs, the paper's blends", "mixed": "single photographs, mixed blends"}[name]
+        measures = _judged(judged.probability_K, judged.label_K, judged.video_K, description.calibration)
+        found[name] = {"title": title, "clips": len(judged.label_K), "models": {"shipped": measures}}
+    return found
+
+
 def _measures(outcome: Outcome, model: str, description: Description) -> dict[str, Any]:
     calibration = description.calibration
-    probability_K = calibration.probability(outcome.logits[model])
+    return _judged(calibration.probability(outcome.logits[model]), outcome.labels_K, outcome.people_K, calibration)
+
+
+def _judged(
+    probability_K: NDArray[np.float64],
+    labels_K: NDArray[np.float64],
+    people_K: NDArray[np.int64],
+    calibration: Calibration,
+) -> dict[str, Any]:
     # The real and the fake clips of one person are two videos.
-    videos_K = 2 * outcome.people_K + outcome.labels_K.astype(np.int64)
+    videos_K = 2 * people_K + labels_K.astype(np.int64)
     measures = detection_measures(
         probability_K,
-        outcome.labels_K,
+        labels_K,
         videos_K,
         threshold=calibration.threshold,
         metrics={name: DETECTION[name] for name in _METRICS},
@@ -196,11 +222,11 @@ def _measures(outcome: Outcome, model: str, description: Description) -> dict[st
     by_chance = [
         Detections(probability_K, rng.random(len(probability_K)) < probability_K).ece() for _ in range(_CHANCE_DRAWS)
     ]
-    real_K, fake_K = probability_K[outcome.labels_K == 0], probability_K[outcome.labels_K == 1]
+    real_K, fake_K = probability_K[labels_K == 0], probability_K[labels_K == 1]
     return {
         **{name: measure.to_json() for name, measure in measures.items()},
         "ece_by_chance": float(np.mean(by_chance)),
-        "people": len(np.unique(outcome.people_K)),
+        "people": len(np.unique(people_K)),
         "real_called_manipulated": float(np.mean(real_K >= high)),
         "fake_called_authentic": float(np.mean(fake_K < low)),
         "inconclusive": float(np.mean((probability_K >= low) & (probability_K < high))),

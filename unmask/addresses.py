@@ -15,9 +15,34 @@ _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*://)(.*)", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
+# Names by which cameras, clouds and others take secrets in a URL's query, and some cameras in its path.
+_SECRET = re.compile(
+    r"(?<![a-z0-9])((?:user|access|auth|api|session|secret|shared)?"
+    r"(?:password|passwd|passphrase|pass|pwd|pw|token|secret|key|signature|sig|credentials?|auth|authorization))"
+    r"=[^&;/?#\s\"']*",
+    re.IGNORECASE,
+)
+
+
 def without_password(url: str) -> str:
-    """A URL without user and password; anything else as it is."""
-    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
+    """A URL without user and password, and with *** for secrets that stand in it by name; anything else as it is.
+
+    A password may hold what it must not: where no host and port can stand before the first `/`, `?` or `#`, all up to
+    the last `@` is left out.
+    """
+    match = _SCHEME.fullmatch(url)
+    if match is None:
+        return url
+    scheme, rest = match.groups()
+    end = len(re.split(r"[/?#]", rest, maxsplit=1)[0])
+    host = rest[:end].rpartition("@")[2]
+    rest = host + rest[end:] if _HOST.fullmatch(host) else rest.rpartition("@")[2]
+    if scheme.lower().startswith(("rtsp", "http")):
+        return scheme + _SECRET.sub(r"\1=***", rest)
+    path, query, named = rest.partition("?")  # in a bucket, folders may be called so
+    return scheme + path + query + _SECRET.sub(r"\1=***", named)
 
 
 def refused_network(address: str) -> str | None:
@@ -39,7 +64,7 @@ def refused_network(address: str) -> str | None:
         ("loopback", ip.is_loopback),
         ("link-local", ip.is_link_local),
         ("multicast", ip.is_multicast),
-        ("private", ip.is_private),
+        ("private", ip.is_private or (isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local)),
         ("reserved", ip.is_reserved or not ip.is_global),
     )
     return next((kind for kind, applies in kinds if applies), None)

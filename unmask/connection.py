@@ -28,6 +28,7 @@ from unmask.errors import MediaError, Reason, UsageError
 from unmask.flow import Flow, Picture, listen, tells_of_damage
 from unmask.http_input import HttpInput
 from unmask.inputs import without_password
+from unmask.relay import RtspRelay
 from unmask.sampler import Sampler
 
 __all__ = ["Connection", "Kind", "Limits", "kind_of"]
@@ -38,6 +39,7 @@ _FILE_FORMATS = "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf,h
 # A playlist's parts come at intervals.
 _HLS_STALL_S = 15.0
 _GIVE = "give rtsp(s)://, http(s)://, a device (/dev/video0) or a file"
+_PORT, _TLS_PORT = 554, 322
 _BROKEN_PIPE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED)
 
 
@@ -61,6 +63,7 @@ def kind_of(address: str) -> Kind:
     if separator:
         kinds = {"rtsp": Kind.RTSP, "rtsps": Kind.RTSP, "http": Kind.HTTP, "https": Kind.HTTP}
         if scheme.lower() in kinds:
+            _check_url(address)
             return kinds[scheme.lower()]
         raise UsageError(f"{without_password(address)}: {scheme} is not known; {_GIVE}")
     if address.startswith("/dev/video"):
@@ -68,6 +71,20 @@ def kind_of(address: str) -> Kind:
     if not Path(address).is_file():
         raise MediaError(Reason.MISSING_FILE, f"{address} does not exist; {_GIVE}")
     return Kind.FILE
+
+
+def _check_url(address: str) -> None:
+    """What `urllib` cannot read it would quote, password and all, wherever it is read."""
+    try:
+        parts = urlsplit(address)
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise UsageError(
+            f"{without_password(address)} has no host and port that can be read; write it as scheme://host:port/path, "
+            "and /, ?, # and @ in a password as %2F, %3F, %23 and %40"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +96,7 @@ class Limits:
     stall_s: float = 2.0
     """A live connection that is silent for so long has stalled."""
     transport: str = "tcp"
-    """How RTSP's packets travel: tcp or udp."""
+    """How RTSP's packets travel: tcp or udp. Always tcp where private addresses are refused."""
     ca_file: Path | None = None
     """Certificates to trust in place of the system's."""
 
@@ -91,17 +108,21 @@ class Connection:
         address: What to open.
         limits: How long it may take.
         policy: Where it may connect to.
+        is_stopping: Asked while it is opened: it is not wanted any more.
 
     Raises:
         MediaError: It cannot be opened; the reason says why.
         UsageError: The address names nothing that can be played.
     """
 
-    def __init__(self, address: str, limits: Limits, policy: AddressPolicy) -> None:
+    def __init__(
+        self, address: str, limits: Limits, policy: AddressPolicy, is_stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         self.kind = kind_of(address)
         self.shown = without_password(address)
-        self._address, self._limits, self._policy = address, limits, policy
+        self._address, self._limits, self._policy, self._is_stopping = address, limits, policy, is_stopping
         self._http: HttpInput | None = None
+        self._relay: RtspRelay | None = None
         listen()
         self._log = av.logging.Capture(local=True)
         self._said = self._log.__enter__()
@@ -125,6 +146,8 @@ class Connection:
             container.close()
         if self._http is not None:
             self._http.close()
+        if self._relay is not None:
+            self._relay.close()
         if self._log is not None:
             self._log.__exit__(None, None, None)
             self._log = None  # type: ignore[assignment]
@@ -181,29 +204,51 @@ class Connection:
             return av.open(self._address, format="v4l2", timeout=timeout)
         if self.kind == Kind.HTTP:
             self._http = self._http or HttpInput(
-                self._policy, open_timeout_s=limits.open_timeout_s, silence_s=limits.stall_s, ca_file=limits.ca_file
+                self._policy,
+                open_timeout_s=limits.open_timeout_s,
+                silence_s=limits.stall_s,
+                ca_file=limits.ca_file,
+                is_stopping=self._is_stopping,
             )
             options = {"format_whitelist": _WEB_FORMATS, "http_persistent": "0"}
             timeout = (timeout[0], max(limits.stall_s, _HLS_STALL_S))
-            return av.open(self._address, container_options=options, timeout=timeout, io_open=self._http.open)
+            container = av.open(self._address, container_options=options, timeout=timeout, io_open=self._http.open)
+            self._http.opened()
+            return container
+        return self._open_rtsp(*timeout, quickly=quickly)
+
+    def _open_rtsp(self, open_s: float, stall_s: float, *, quickly: bool) -> InputContainer:
+        started_s, limits = time.monotonic(), self._limits
         options = {"rtsp_transport": limits.transport}
         if quickly:
             options |= {"analyzeduration": "0", "probesize": "32"}
-        url, pinned = self._pinned()
-        if url.lower().startswith("rtsps:"):
-            options |= {"tls_verify": "1", "ca_file": str(limits.ca_file or _system_ca())} | pinned
-        return av.open(url, options=options, timeout=timeout)
+        url = self._address
+        address = self._policy.check(url)
+        if address is not None:
+            options["rtsp_transport"] = "tcp"
+            url = self._relayed(address, open_s)
+        elif url.lower().startswith("rtsps:"):
+            options |= {"tls_verify": "1", "ca_file": str(limits.ca_file or _system_ca())}
+        left_s = max(open_s - (time.monotonic() - started_s), 0.1)
+        return av.open(url, options=options, timeout=(left_s, stall_s))
 
-    def _pinned(self) -> tuple[str, dict[str, str]]:
-        """The URL with the address that was looked at, and by which name its certificate is to be verified."""
-        address = self._policy.check(self._address)
-        if address is None:
-            return self._address, {}
+    def _relayed(self, address: str, timeout_s: float) -> str:
+        """The URL by way of a relay to the address that was looked at: libav itself would follow redirects."""
+        if self._relay is not None:
+            self._relay.close()
         parts = urlsplit(self._address)
+        is_tls = parts.scheme.lower() == "rtsps"
+        self._relay = RtspRelay(
+            (address, parts.port or (_TLS_PORT if is_tls else _PORT)),
+            trust=self._trust() if is_tls else None,
+            name=parts.hostname or "",
+            timeout_s=timeout_s,
+        )
         user, at, _ = parts.netloc.rpartition("@")
-        host = f"[{address}]" if ":" in address else address
-        port = f":{parts.port}" if parts.port else ""
-        return urlunsplit(parts._replace(netloc=f"{user}{at}{host}{port}")), {"verifyhost": parts.hostname or ""}
+        return urlunsplit(parts._replace(scheme="rtsp", netloc=f"{user}{at}127.0.0.1:{self._relay.port}"))
+
+    def _trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self._limits.ca_file or _system_ca())
 
     def _video(self, container: InputContainer) -> VideoStream:
         streams = [s for s in container.streams if isinstance(s, VideoStream)]
@@ -225,6 +270,9 @@ class Connection:
     def _refusal(self, error: Exception, took_s: float) -> MediaError:
         """Why it cannot be opened."""
         shown = self.shown
+        if self._relay is not None and self._relay.has_redirected:
+            message = f"{shown} leads elsewhere, which is not followed here; give the address that it leads to"
+            return MediaError(Reason.ADDRESS_REFUSED, message)
         if isinstance(error, HTTPUnauthorizedError | HTTPForbiddenError):
             return MediaError(Reason.STREAM_AUTH_FAILED, f"{shown} refuses this user and password; check them")
         if isinstance(error, HTTPNotFoundError):
@@ -232,7 +280,7 @@ class Connection:
         if isinstance(error, ExitError | TimeoutError) or took_s >= self._limits.open_timeout_s - 0.1:
             within = f"{self._limits.open_timeout_s:g} s"
             return MediaError(Reason.STREAM_TIMEOUT, f"{shown} did not answer within {within}; check that it is there")
-        if shown.lower().startswith("rtsps:") and self._has_bad_certificate():
+        if isinstance(error, ssl.SSLCertVerificationError) or self._has_bad_certificate():
             message = f"{shown} shows a certificate that cannot be verified; trust its issuer with a CA file"
             return MediaError(Reason.STREAM_TLS_CERTIFICATE, message)
         if self.kind == Kind.DEVICE:
@@ -242,19 +290,20 @@ class Connection:
         return MediaError(Reason.MEDIA_UNREADABLE, f"{shown} sends no video that can be read; check it")
 
     def _has_bad_certificate(self) -> bool:
-        """Whether it is that: libav says only that it failed."""
+        """Whether it is that, where TLS is libav's, which says only that it failed."""
         parts = urlsplit(self._address)
-        trust = ssl.create_default_context(cafile=self._limits.ca_file)
-        where = (self._policy.check(self._address) or parts.hostname or "", parts.port or 322)
+        if parts.scheme.lower() != "rtsps" or self._relay is not None:
+            return False
+        where = (parts.hostname or "", parts.port or _TLS_PORT)
         try:
             with (
                 closing(socket.create_connection(where, self._limits.open_timeout_s)) as sock,
-                trust.wrap_socket(sock, server_hostname=parts.hostname),
+                self._trust().wrap_socket(sock, server_hostname=parts.hostname),
             ):
                 return False
         except ssl.SSLCertVerificationError:
             return True
-        except OSError:
+        except (OSError, ValueError):  # the name can be no server's
             return False
 
     # --- reading ----------------------------------------------------------------------------------------------------

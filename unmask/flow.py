@@ -27,6 +27,8 @@ _HEALED_S = 10.0
 _CLOCKLESS_S = 1.0
 # libav gives RTSP's first picture no time. It lies before the second as that one before the third, within this.
 _FIRST_STEP_S = 1.0
+# Damage brings pictures out of order by less; a source that goes back further has set its clock anew.
+_CLOCK_BACK_S = 1.0
 _DECODERS = frozenset("h264 hevc vp8 vp9 av1 libdav1d mjpeg mpeg4 mpeg2video".split())
 
 
@@ -75,6 +77,7 @@ class Flow:
         self._parse = packet_parser(self._context.codec.canonical_name, self._context.extradata or b"")
         self._whole_from_s, self._damaged_s = -math.inf, -math.inf
         self._failed = self._has_clock = False
+        self._last_s = -math.inf
         self._first: VideoFrame | None = None
         self._second: tuple[VideoFrame, float] | None = None
         self._began_s = self.shown_s = time.monotonic()
@@ -132,6 +135,9 @@ class Flow:
             yield from self._at(*second)
 
     def _at(self, frame: VideoFrame, pts_s: float) -> Iterator[Picture]:
+        if pts_s < self._last_s - _CLOCK_BACK_S:
+            self._set_back(pts_s)
+        self._last_s = max(self._last_s, pts_s)
         if frame.is_corrupt:
             self._note_damage()
         elif self._whole_from_s == math.inf and self.shown_s - self._damaged_s > _HEALED_S:
@@ -140,6 +146,12 @@ class Flow:
         if skipped is not None:
             lost, self._failed = skipped if self._failed else 0, False
             yield Picture(frame, pts_s, pts_s < self._whole_from_s, lost)
+
+    def _set_back(self, pts_s: float) -> None:
+        """The times so far say nothing of those that come."""
+        self._sampler, self._last_s = self._sampler.anew(), pts_s
+        if math.inf > self._whole_from_s > pts_s + _CLOCK_BACK_S:
+            self._whole_from_s = -math.inf
 
     def _pts_s(self, frame: VideoFrame) -> float | None:
         """When it is shown; None at a connection's beginning, before the source has told the time."""

@@ -15,13 +15,14 @@ __all__ = ["FrameNumbers"]
 _HIGH = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 144, 244})
 # All that is read of a part lies in its first bytes; scaling lists make parameter sets long.
 _HEAD = 512
+_MOST_SEQUENCE_SETS, _MOST_PICTURE_SETS = 32, 256
 
 
 class _Bits:
     """Reads a part of the bitstream, bit by bit, past its emulation prevention bytes.
 
     Raises:
-        ValueError: It ends too soon.
+        ValueError: It ends too soon, or says what cannot be.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -40,6 +41,13 @@ class _Bits:
         while not self.take(1):
             zeros += 1
         return (1 << zeros) - 1 + self.take(zeros)
+
+    def id(self, most: int) -> int:
+        """Of a parameter set: one of so many."""
+        number = self.unsigned()
+        if number >= most:
+            raise ValueError(f"{number} is none of {most}")
+        return number
 
     def signed(self) -> int:
         code = self.unsigned()
@@ -68,8 +76,8 @@ class FrameNumbers:
                     self._read_sequence(part)
                 elif kind == 8:
                     bits = _Bits(part[1:])
-                    picture = bits.unsigned()
-                    self._sequence_of[picture] = bits.unsigned()
+                    picture = bits.id(_MOST_PICTURE_SETS)
+                    self._sequence_of[picture] = bits.id(_MOST_SEQUENCE_SETS)
                 elif kind in (1, 5):
                     follows = self._read_slice(part, is_first=kind == 5) and follows
             except (ValueError, KeyError):
@@ -78,7 +86,7 @@ class FrameNumbers:
 
     def _read_sequence(self, part: bytes) -> None:
         bits = _Bits(part[1:])
-        profile, _, number = bits.take(8), bits.take(16), bits.unsigned()
+        profile, _, number = bits.take(8), bits.take(16), bits.id(_MOST_SEQUENCE_SETS)
         has_planes = False
         if profile in _HIGH:
             chroma = bits.unsigned()

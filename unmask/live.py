@@ -43,6 +43,10 @@ Event: TypeAlias = dict[str, Any]
 # Frames a second where a source's rate is not known, for the length of the memory only.
 _USUAL_FPS = 30.0
 _SNAPSHOT = 1
+# A scorer that is away fails every frame of every stream; each stream tells of it so often.
+_WARN_EVERY_S = 60.0
+_LOST = "The process that scored this stream was lost; another one goes on."
+_STOPPED = "This stream was stopped on purpose, and goes on."
 
 
 class Scorer(Protocol):
@@ -123,8 +127,12 @@ class LiveSession:
         stream_id: In every event.
         shown: The source as it may be shown: without passwords.
         options: What to keep in mind.
-        resume: What `snapshot` gave in a process that is no more: the account, the events' numbers and the tracks' ids
-            go on, and the time between is a gap.
+        resume: What `snapshot` gave in a session that is no more: the account, the events' numbers and the tracks' ids
+            go on, and the time between is a gap. Whoever resumes may add the gap's "reason": session_lost where
+            there is none, interrupted where the stream was stopped on purpose.
+
+    Raises:
+        UsageError: `resume` is of another version.
 
     Attributes:
         resets: How often a track's window began anew, by reason.
@@ -150,6 +158,7 @@ class LiveSession:
         self._before = FrameCount()
         self._seq, self._last_track, self._pts_s = 0, 0, 0.0
         self._resumed = resume is not None
+        self._away = Reason((resume or {}).get("reason") or Reason.SESSION_LOST)
         if resume is not None:
             self._restore(resume)
         self._tracker = Tracker(first_id=self._last_track + 1)
@@ -157,6 +166,7 @@ class LiveSession:
         self._seen: dict[int, tuple[int, float]] = {}  # of each track: the frame in which it was scored last, and when
         self._break: tuple[int, Reason] = (0, Reason.INTERRUPTED)
         self._cut = False
+        self._failures, self._quiet_until_s = 0, -math.inf
         self._error: ErrorInfo | None = None
         self._accounted_s = time.monotonic()
         self._finished = False
@@ -296,8 +306,8 @@ class LiveSession:
         self._break = (self._tally.received + self._before.received, reason)
 
     def _lose(self, pts_s: float, reason: Reason, count: int = 1) -> list[Event]:
-        for _ in range(count):
-            self._tally.add(self._tracker.track(pts_s, self._tally.received, reason))
+        self._tracker.skip(count)
+        self._tally.lose(reason, count)
         self._break = (self._tally.received + self._before.received, reason)
         self._pts_s = max(self._pts_s, pts_s)
         return [self._event("dropped", pts_s=pts_s, reason=reason, count=count)]
@@ -313,19 +323,27 @@ class LiveSession:
             return events + self._lose(frame.pts_s, reason)
         try:
             faces, features_ND = await self._scored_elsewhere(frame)
-        except Exception:
-            _LOG.warning("the scorer failed on a frame of %s", self.shown, exc_info=True)
+        except Exception as error:
+            self._warn(error)
             self._follower = Follower(None)
             return events + self._lose(frame.pts_s, Reason.SCORER_FAILED)
         return events + self._conclude(item, faces, features_ND)
 
+    def _warn(self, error: Exception) -> None:
+        """Tell of a scorer that failed, where that was not told just now."""
+        self._failures += 1
+        if time.monotonic() < self._quiet_until_s:
+            return
+        _LOG.warning("the scorer failed on %d frame(s) of %s", self._failures, self.shown, exc_info=error)
+        self._failures, self._quiet_until_s = 0, time.monotonic() + _WARN_EVERY_S
+
     def _welcome_back(self, pts_s: float) -> list[Event]:
-        """The first frame after another process was lost ends a gap that no source can know of."""
+        """The first frame of a stream that is resumed ends a gap that no source can know of."""
         if not self._resumed:
             return []
         self._resumed = False
-        message = "The process that scored this stream was lost; another one goes on."
-        return self._mark(Gap(Reason.SESSION_LOST, self._pts_s, max(pts_s, self._pts_s), message))
+        message = _LOST if self._away is Reason.SESSION_LOST else _STOPPED
+        return self._mark(Gap(self._away, self._pts_s, max(pts_s, self._pts_s), message))
 
     async def _scored_elsewhere(self, frame: Frame) -> tuple[Faces, NDArray[np.float32]]:
         """The faces of a frame, and the features float32 (N, D) of the usable ones."""
@@ -356,10 +374,19 @@ class LiveSession:
             reason = tracked.reason or Reason.FACE_TOO_SMALL
             self._break = (self._tally.received + self._before.received, reason)
             return [self._event("dropped", pts_s=pts_s, reason=reason, count=1)]
-        self._tally.score(awaited, torch.from_numpy(features_ND))
+        try:
+            self._tally.score(awaited, torch.from_numpy(features_ND))
+        except ValueError as error:  # what the heads make of the features is not finite
+            return self._give_up(awaited, pts_s, error)
         for face in awaited:
             self._note(face)
         return [self._score(item, tracked, awaited)]
+
+    def _give_up(self, awaited: list[Awaited], pts_s: float, error: Exception) -> list[Event]:
+        self._warn(error)
+        self._tally.give_up(awaited, Reason.SCORER_FAILED)
+        self._break = (self._tally.received + self._before.received, Reason.SCORER_FAILED)
+        return [self._event("dropped", pts_s=pts_s, reason=Reason.SCORER_FAILED, count=1)]
 
     def _note(self, face: Awaited) -> None:
         """Keep the books of a track that was just scored."""

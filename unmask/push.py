@@ -172,5 +172,7 @@ def _decoded(data: bytes) -> NDArray[np.uint8]:
                 raise MediaError(Reason.TOO_LARGE, f"a picture of {picture.width}x{picture.height} is too large")
             upright = ImageOps.exif_transpose(picture).convert("RGB")
             return np.ascontiguousarray(upright, np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except MediaError:
+        raise
+    except Exception:  # Pillow lets through whatever damaged metadata cause
         raise MediaError(Reason.MEDIA_UNREADABLE, "a picture that was pushed cannot be decoded") from None

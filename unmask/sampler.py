@@ -12,7 +12,7 @@ _REMEMBERED = 32
 
 
 class Sampler:
-    """Chooses pictures at a rate. Begin a new one for every connection.
+    """Chooses pictures at a rate. Begin a new one for every connection, and where its clock goes back.
 
     Args:
         rate_fps: Pictures a second; None takes every one.
@@ -26,6 +26,10 @@ class Sampler:
         self._slot = -1
         self._recent_s: deque[float] = deque(maxlen=_REMEMBERED)
         self._step_s = math.inf
+
+    def anew(self) -> "Sampler":
+        """One of the same rate, for a source that set its clock back."""
+        return Sampler(self._rate_fps)
 
     def see(self, pts_s: float) -> bool:
         """Hear of a packet before it is decoded.

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class StreamOptions:
     last_retry_s: float = 30.0
     """Greatest bound, and the wait after a refusal that a person must mend."""
     transport: Transport = "tcp"
-    """How RTSP's packets travel."""
+    """How RTSP's packets travel. Always tcp where private addresses are refused."""
     ca_file: Path | None = None
     """Certificates to trust in place of the system's."""
     speed: float = 1.0
@@ -169,7 +170,9 @@ class StreamSource:
                 self.reconnects[error.reason] += 1
                 self._stopping.wait(wait_s)
         except Exception as error:
-            _LOG.exception("while reading %s", self.shown)
+            # Where it happened, not what it says: that may quote the address.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            _LOG.error("%s while reading %s:\n%s", type(error).__name__, self.shown, where)
             ours = f"{self.shown} cannot be read any more: {type(error).__name__}"
             self._change(StreamState.FAILED, MediaError(Reason.INTERNAL, ours))
         finally:
@@ -193,7 +196,7 @@ class StreamSource:
         """Connect, and read to the end: why it ended, or None at an end at which nothing is wrong."""
         self._change(StreamState.CONNECTING)
         try:
-            with Connection(self._address, self.options.limits(), self._policy) as connection:
+            with Connection(self._address, self.options.limits(), self._policy, self._stopping.is_set) as connection:
                 if not self._stopping.is_set():
                     self._read(connection, lived)
         except MediaError as error:
@@ -216,13 +219,15 @@ class StreamSource:
             self._take(picture)
 
     def _take(self, picture: Picture) -> None:
-        now_s = time.monotonic()
+        now_s, last_s = time.monotonic(), self._clock.last_s
         pts_s, gap = self._clock.tell(picture.pts_s, now_s)
         if gap is not None:
             self.queue.put(gap)
-        if picture.lost:
-            self.queue.put(Lost(pts_s, Reason.DECODE_FAILED, picture.lost))
-            self._index += picture.lost
+        # Where the source's clock jumped, the stream's did not: no more were due than there was time for.
+        lost = min(picture.lost, math.ceil((pts_s - last_s) * (self.options.fps or 0.0)))
+        if lost > 0:
+            self.queue.put(Lost(pts_s, Reason.DECODE_FAILED, lost))
+            self._index += lost
         index, self._index = self._index, self._index + 1
         if picture.is_damaged:
             self.queue.put(Lost(pts_s, Reason.CORRUPT_FRAME))
@@ -275,6 +280,11 @@ class _Clock:
         return self._begun_s is not None
 
     @property
+    def last_s(self) -> float:
+        """The stream's time of the last picture."""
+        return self._last_s
+
+    @property
     def away_s(self) -> float:
         """For how long there has been no picture; since the first try where there never was one."""
         return time.monotonic() - self._last_now_s
@@ -296,7 +306,9 @@ class _Clock:
         elif self._offset_s is None or self._has_jumped(pts_s, now_s):
             if self._offset_s is not None:
                 self._lost = self._lost or (Reason.OUT_OF_ORDER, "The source set its clock anew.")
-            at_s = max(self._start_s + now_s - self._begun_s, self._last_s + 1e-3)
+            at_s = self._last_s + 1e-3
+            if not self._keeps_times:
+                at_s = max(self._start_s + now_s - self._begun_s, at_s)
             self._offset_s = at_s - pts_s
             reason, message = self._lost or (Reason.STREAM_DISCONNECTED, "The connection was lost.")
             gap, self._lost = Gap(reason, self._last_s, at_s, message), None
@@ -305,8 +317,8 @@ class _Clock:
         return self._last_s, gap
 
     def _has_jumped(self, pts_s: float, now_s: float) -> bool:
-        if self._keeps_times:
-            return False
         assert self._offset_s is not None
         step_s = pts_s + self._offset_s - self._last_s
-        return step_s <= 0 or abs(step_s - (now_s - self._last_now_s)) > _CLOCK_JUMP_S
+        if step_s <= 0 or self._keeps_times:
+            return step_s <= 0
+        return abs(step_s - (now_s - self._last_now_s)) > _CLOCK_JUMP_S

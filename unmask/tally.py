@@ -184,6 +184,28 @@ class Tally:
         self._awaited += len(awaited)
         return awaited
 
+    def lose(self, reason: Reason, count: int = 1) -> None:
+        """Count frames that were asked for and not seen; as so many times `add`, at once."""
+        self.received += count
+        self._dropped[reason] = self._dropped.get(reason, 0) + count
+
+    def give_up(self, faces: Sequence[Awaited], reason: Reason) -> None:
+        """Count a frame as dropped after all, whose faces cannot be scored: `score` refused them.
+
+        Args:
+            faces: All that `add` gave for the frame last added.
+            reason: Why.
+        """
+        assert faces
+        self._awaited -= len(faces)
+        self._scored -= 1
+        self._dropped[reason] = self._dropped.get(reason, 0) + 1
+        for face in faces:
+            track = self.tracks[face.track_id]
+            track.interrupt()
+            if not len(track.scores):
+                self.forget(face.track_id)
+
     @property
     def frames(self) -> FrameCount:
         """The account of the frames so far."""

@@ -133,9 +133,9 @@ class Tracker:
         matches = self._match(faces.boxes_N4, pts_s)
         return [self._sight(faces.boxes_N4[n], pts_s, matches.get(n)) for n in range(len(faces))]
 
-    def skip(self) -> None:
-        """A frame was wanted and could not be seen (damaged or missing): what follows comes after a gap."""
-        self._frame += 1
+    def skip(self, frames: int = 1) -> None:
+        """Frames were wanted and could not be seen (damaged or missing): what follows comes after a gap."""
+        self._frame += frames
 
     def _match(self, boxes_N4: NDArray[np.float32], pts_s: float) -> dict[int, _Live]:
         if not self._live or not len(boxes_N4):

@@ -20,6 +20,7 @@ const headers = (extra = {}) => (key ? { Authorization: `Bearer ${key}`, ...extr
 async function call(method, path, body, extra = {}) {
   const answer = await fetch(path, { method, body, headers: headers(extra) });
   if (answer.status === 401) $("keyform").hidden = false;
+  if (key || answer.status === 401) $("links").hidden = true; // a link cannot send a key
   if (answer.status === 204) return null;
   const said = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(said.error?.message ?? `The service answered ${answer.status}.`);
@@ -154,12 +155,14 @@ for (const kind of ["dragover", "dragleave", "drop"])
 
 const cards = new Map();
 
+const rests = (stream) => stream.paused || ["ended", "failed"].includes(stream.state);
+
 function card(stream) {
   const history = new History(60), chart = new Chart(`Scores of ${stream.name}, the last minute`), stop = new AbortController();
   const state = badge("none", stream.state), verdict = badge("none", "No score yet"), facts = make("p", { class: "facts soft small num" });
   const say = make("p", { class: "soft small" }), notes = make("div");
   const title = make("h3", {}, stream.name);
-  const pause = make("button", { class: "quiet", type: "button", onclick: () => act(() => call("PATCH", `/v1/streams/${stream.id}`, JSON.stringify({ paused: !known.paused }), { "Content-Type": "application/json" })) }, "Pause");
+  const pause = make("button", { class: "quiet", type: "button", onclick: () => act(() => call("PATCH", `/v1/streams/${stream.id}`, JSON.stringify({ paused: !rests(known) }), { "Content-Type": "application/json" })) }, "Pause");
   const remove = make("button", { class: "quiet", type: "button", "aria-label": `Remove ${stream.name}`, onclick: () => act(() => call("DELETE", `/v1/streams/${stream.id}`)) }, "Remove");
   const node = make("article", { class: "item", "data-stream": stream.id }, make("div", { class: "head" }, title, state, verdict, pause, remove), say, facts, notes, chart.node);
   let known = stream, drawn = false;
@@ -188,7 +191,7 @@ function card(stream) {
     state.className = `badge ${["live", "stalled", "reconnecting", "failed"].includes(now.state) ? now.state : "none"}`;
     state.textContent = now.state[0].toUpperCase() + now.state.slice(1) + retry;
     say.textContent = now.message ?? "";
-    pause.textContent = now.paused || ["ended", "failed"].includes(now.state) ? "Resume" : "Pause";
+    pause.textContent = rests(now) ? "Resume" : "Pause";
     pause.setAttribute("aria-label", `${pause.textContent} ${now.name}`);
     const size = now.media?.width ? `${now.media.width} × ${now.media.height}` : null;
     const again = Object.values(now.reconnects).reduce((a, b) => a + b, 0);

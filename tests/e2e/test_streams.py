@@ -1,14 +1,19 @@
 """Live sources against a real RTSP camera and a real web server, with everything that goes wrong on real networks."""
 
+import base64
+import io
 import itertools
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -18,8 +23,9 @@ from tests.rtsp_server import Camera, certificate, filming
 from tests.watcher import Watcher
 from tests.webserver import serving
 from unmask.addresses import AddressPolicy
-from unmask.errors import MediaError, Reason
-from unmask.frame_queue import LiveFrame, StateChange, StreamState
+from unmask.errors import MediaError, Reason, UsageError
+from unmask.flow import Picture
+from unmask.frame_queue import Gap, LiveFrame, Lost, StateChange, StreamState
 from unmask.plan import Sampling
 from unmask.streams import StreamOptions, StreamSource
 from unmask.video import VideoReader
@@ -212,6 +218,118 @@ def test_private_addresses_are_refused_where_the_policy_says_so(camera: Camera) 
     assert camera.connections == 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here(AddressPolicy):
+    """Allows this machine, as another policy would a public address, and no other."""
+
+    allow_private: bool = False
+
+    def check(self, url: str) -> str | None:
+        return "127.0.0.1" if "127.0.0.1" in url else AddressPolicy(allow_private=False).check(url)
+
+
+@pytest.mark.parametrize("status", ["302 Moved", "301 Moved", "305 Use Proxy", "0302 Moved"])
+def test_a_camera_that_redirects_leads_nowhere(camera: Camera, status: str) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as inner:
+        camera.status = f"{status}\r\nLocation: rtsp://127.0.0.2:{inner.getsockname()[1]}/cam"
+        with watching(camera.url(), policy=Here()) as watcher:
+            watcher.state(StreamState.RECONNECTING, Reason.ADDRESS_REFUSED)
+        inner.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            inner.accept()
+
+
+def test_refusals_and_stalls_are_told_by_way_of_the_relay_too(clip: Path) -> None:
+    with filming(clip, password="me:secret") as camera:
+        for reason, where in REFUSALS:
+            with watching(camera.url(**where), policy=Here()) as watcher:
+                watcher.state(StreamState.RECONNECTING, reason)
+        with watching(camera.url(password="me:secret"), policy=Here(), transport="udp") as watcher:
+            watcher.frame()
+            camera.stalled, after = True, len(watcher.items)
+            watcher.state(StreamState.STALLED, Reason.STREAM_STALLED, after=after)
+            camera.stalled, after = False, len(watcher.items)
+            watcher.frame(after=after)
+        check_time(watcher)
+    assert not any(thread.name == "unmask-relay" for thread in threading.enumerate())
+
+
+def test_certificates_are_verified_by_the_relay_too(clip: Path, tmp_path: Path) -> None:
+    pair, other = certificate(tmp_path), certificate(tmp_path, "10.1.2.3")
+    with filming(clip, tls=pair) as camera:
+        for trusted in (None, other[0]):
+            with watching(camera.url(), policy=Here(), ca_file=trusted) as watcher:
+                watcher.state(StreamState.RECONNECTING, Reason.STREAM_TLS_CERTIFICATE)
+        with watching(camera.url(), policy=Here(), ca_file=pair[0]) as watcher:
+            watcher.frame()
+    with filming(clip, tls=other) as camera, watching(camera.url(), policy=Here(), ca_file=other[0]) as watcher:
+        watcher.state(StreamState.RECONNECTING, Reason.STREAM_TLS_CERTIFICATE)
+
+
+@pytest.mark.parametrize("url", ["{}127.0.0.1:99999/x", "{}[::1/x", "{}:0/x", "{}/x", "{}ss/w@cam:5/x"])
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http"])
+def test_urls_that_cannot_be_read_are_refused_without_their_password(scheme: str, url: str) -> None:
+    with pytest.raises(UsageError, match="host and port") as caught:
+        StreamSource(url.format(f"{scheme}://ann:hunter2@" if "@" not in url else f"{scheme}://ann:hunter2"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_fault_of_ours_is_told_without_what_it_quotes(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+    password = "hunter2"
+
+    def broken(_: av.VideoFrame) -> None:
+        raise ValueError(f"rtsp://ann:{password}@cam/1 is no picture")
+
+    source = StreamSource(str(clip))
+    source._to_rgb = broken  # type: ignore[assignment]
+    with Watcher(source) as watcher:
+        watcher.state(StreamState.FAILED, Reason.INTERNAL)
+    assert "ValueError" in caplog.text
+    assert "in broken" in caplog.text  # where it was
+    assert password not in caplog.text + repr(watcher.items)
+
+
+def test_no_more_frames_are_lost_than_there_was_time_for() -> None:
+    """A clock that jumps ahead by months has lost no months of frames."""
+    source, picture = StreamSource("rtsp://127.0.0.1/cam"), av.VideoFrame(32, 32, "rgb24")
+    source._take(Picture(picture, 0.0, False, 0))
+    source._take(Picture(picture, 1.0, False, 3))
+    source._take(Picture(picture, 1e7, False, 50_000_000))
+    items = list(itertools.islice(iter(source.queue.get, None), 6))
+    assert [item.count for item in items if isinstance(item, Lost)] == [3, 1]
+    source.close()
+
+
+def transport_stream(*starts_s: float) -> bytes:
+    """A second of pictures from each time on, one after the other."""
+    parts = []
+    for start_s in starts_s:
+        data = io.BytesIO()
+        with av.open(data, "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=25, options={"g": "5", "bf": "0"})
+            stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+            for k in range(25):
+                frame = av.VideoFrame.from_ndarray(np.full((120, 160, 3), k, np.uint8))
+                frame.pts, frame.time_base = round(start_s * 25) + k, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        parts.append(data.getvalue())
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("over", ["http", "file"])
+def test_a_clock_that_goes_back_is_a_gap_and_no_end(tmp_path: Path, over: str) -> None:
+    path = tmp_path / "back.ts"
+    path.write_bytes(transport_stream(1000, 960))
+    with serving({"/back.ts": path.read_bytes()}) as url:
+        address = f"{url}/back.ts" if over == "http" else str(path)
+        with watching(address) as watcher:
+            watcher.until(lambda i: isinstance(i, Gap))
+            watcher.frame(after=len(watcher.items))
+    assert watcher.gaps[0].reason is Reason.OUT_OF_ORDER
+    check_time(watcher)
+
+
 def test_a_file_is_played_at_its_own_pace(clip: Path) -> None:
     began_s = time.monotonic()
     with watching(str(clip)) as watcher:
@@ -267,6 +385,39 @@ def test_a_playlist_is_played_and_leads_to_no_files(clip: Path, tmp_path: Path) 
         with watching(f"{url}/far.m3u8", retry="established") as watcher:
             watcher.finish()
             assert not watcher.frames
+
+
+def test_a_playlist_that_moved_leads_to_where_it_is_now(clip: Path, tmp_path: Path) -> None:
+    part = clips.remuxed(clip, tmp_path / "part.ts").read_bytes()
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\npart.ts\n#EXT-X-ENDLIST\n"
+    files = {"/new/list.m3u8": playlist, "/new/part.ts": part}
+    with serving(files) as url, watching(f"{url}/moved/new/list.m3u8") as watcher:
+        watcher.finish()
+        assert len(watcher.frames) == 10
+
+
+def test_passwords_are_sent_as_they_are_meant(clip: Path, tmp_path: Path) -> None:
+    header_first = clips.remuxed(clip, tmp_path / "clip.mp4", {"movflags": "faststart"}).read_bytes()
+    expected = "Basic " + base64.b64encode(b"ann:p@ss/w").decode()
+    with serving({"/clip.mp4": header_first}, expected=expected) as url:
+        for password, reason in (("p%40ss%2Fw", None), ("guess", Reason.STREAM_AUTH_FAILED)):
+            with watching(f"{url}/clip.mp4".replace("://", f"://ann:{password}@")) as watcher:
+                watcher.state(StreamState.RECONNECTING, reason) if reason else watcher.frame()
+
+
+@pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
+def test_a_server_that_drips_is_given_up_in_time(path: str) -> None:
+    with serving({}) as url, watching(url + path, open_timeout_s=1.0) as watcher:
+        began_s = time.monotonic()
+        assert watcher.state(StreamState.RECONNECTING, Reason.STREAM_TIMEOUT) - began_s < 2.0 + SLACK_S
+
+
+def test_a_server_that_drips_is_left_at_once() -> None:
+    with serving({}) as url:
+        source = StreamSource(f"{url}/drip", StreamOptions(open_timeout_s=60.0))
+        source.start()
+        assert isinstance(source.queue.get(5.0), StateChange)
+        assert source.close(2.0 + 5 * SLACK_S)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,31 @@ def test_a_stream_survives_the_death_of_the_scorer(service: Service, camera: Cam
         assert max(b - a for a, b in pairwise(at)) < 5.0
 
 
+@pytest.mark.slow
+def test_streams_play_on_while_the_desk_is_started_again(service: Service, camera: Camera) -> None:
+    with watching(service, camera.url()) as stream_id:
+        until(lambda: service.stream(stream_id)["frames"]["scored"] >= 3)
+        before = [(h["pid"], h["streams"]) for h in hosts()]
+        (pid,) = [p for p, title in children(os.getpid()) if "ServeReplica:unmask:desk" in title]
+        os.kill(pid, signal.SIGKILL)
+        killed_s = time.time()
+
+        def goes_on() -> bool:
+            answer = service.http.get("/v1/streams")
+            if answer.status_code == 503:
+                assert int(answer.headers["Retry-After"]) > 0
+                return False
+            (found,) = answer.json()  # at no time are there none
+            return bool(found["id"] == stream_id and found["last"]["at"] > killed_s + 2.0)
+
+        until(goes_on, 120.0)
+        assert [(h["pid"], h["streams"]) for h in hosts()] == before
+        seen = [e["seq"] for _, e in scores(service, stream_id)]
+        assert seen == list(range(seen[0], seen[0] + len(seen)))  # nothing was lost
+        assert balanced(service.stream(stream_id)["frames"])
+    until(lambda: service.http.get("/readyz").json()["ready"])
+
+
 def test_a_stream_is_removed_while_it_connects(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         answer = service.http.post("/v1/streams", json={"url": f"rtsp://127.0.0.1:{silent.getsockname()[1]}/1"})
@@ -245,6 +270,8 @@ def test_streams_pause_resume_change_models_and_hide_passwords(service: Service,
         assert balanced(held)
         assert service.http.patch(f"/v1/streams/{stream_id}", json={"paused": False, "name": "door"}).status_code == 200
         until(lambda: service.stream(stream_id)["frames"]["scored"] > held["scored"] + 2)
+        gaps = [e["reason"] for _, e in scores(service, stream_id) if e["kind"] == "gap"]
+        assert gaps[-1:] == ["interrupted"]
         changed = service.http.put("/v1/models/default", json={"model": "mobilenetv3-small-temporal"})
         assert changed.status_code == 200, changed.text
         swapped = "mobilenetv3-small-temporal"

@@ -12,6 +12,7 @@ from tests.annexb import access_units
 from tests.clips import ENCODINGS
 from unmask.access_units import AccessUnits, UnitPicture, is_annex_b
 from unmask.errors import Reason
+from unmask.frame_numbers import FrameNumbers
 from unmask.frame_queue import Gap, LiveFrame, Lost, StreamItem
 from unmask.plan import Sampling
 from unmask.push import PushSource
@@ -148,6 +149,23 @@ def test_times_that_cannot_be_meant(tmp_path: Path, pts_s: float) -> None:
     units = access_units(clips.clip(tmp_path / "clip", BY_NAME["h264-mp4-no-b"], frames=10))
     items = pushed([*units[:5], (pts_s, units[5][1]), *units[6:]])
     assert [(i.reason, i.count) for i in items if isinstance(i, Lost)] == [(Reason.OUT_OF_ORDER, 1)]
+
+
+def test_parameter_sets_are_no_more_than_there_can_be() -> None:
+    """What a caller sends must not fill the memory."""
+    numbers = FrameNumbers()
+    for number in range(2000):
+        numbers.follows(b"\0\0\1\x68" + exp_golomb(number, 0))  # a picture's, of sequence 0
+        numbers.follows(b"\0\0\1\x67\x42\0\x1e" + exp_golomb(number, 0, 2, 1, 0))
+    assert set(numbers._sequence_of) == set(range(256))
+    assert set(numbers._sequences) == set(range(32))
+
+
+def exp_golomb(*numbers: int) -> bytes:
+    """Unsigned numbers as ITU-T H.264, 9.1 writes them, and the bit that ends them."""
+    bits = "".join("0" * ((n + 1).bit_length() - 1) + f"{n + 1:b}" for n in numbers) + "1"
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
 def test_pictures_that_are_too_large_are_not_decoded(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from unmask.addresses import AddressPolicy, refused_network
+from unmask.addresses import AddressPolicy, refused_network, without_password
 from unmask.errors import MediaError, Reason
 
 CLOSED = AddressPolicy(allow_private=False)
@@ -19,6 +19,7 @@ REFUSED = {
     "172.31.255.255": "private",
     "192.168.1.1": "private",
     "fd00::1": "private",
+    "fec0::1": "private",
     "169.254.169.254": "link-local",
     "fe80::1": "link-local",
     "fe80::1%eth0": "link-local",
@@ -87,3 +88,29 @@ def test_the_address_that_was_looked_at_is_the_one_to_connect_to(monkeypatch: py
 def test_where_all_is_allowed_nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "getaddrinfo")
     assert AddressPolicy().check("rtsp://camera.local/") is None
+
+
+SHOWN = {
+    "rtsp://ann:secret@cam:554/1": "rtsp://cam:554/1",
+    "rtsp://cam/user=admin&password=secret&channel=1": "rtsp://cam/user=admin&password=***&channel=1",
+    "rtsp://cam/user=admin_password=secret_channel=1": "rtsp://cam/user=admin_password=***",
+    "http://cam/video.cgi?user=admin&pwd=secret#1": "http://cam/video.cgi?user=admin&pwd=***#1",
+    "https://cam/1?access_token=secret&apiKey=secret&n=1": "https://cam/1?access_token=***&apiKey=***&n=1",
+    "https://b/1.mp4?X-Amz-Credential=secret&X-Amz-Signature=secret": (
+        "https://b/1.mp4?X-Amz-Credential=***&X-Amz-Signature=***"
+    ),
+    "rtsp://ann:sec/ret@cam/1": "rtsp://cam/1",
+    "rtsp://ann:sec#ret@cam/1": "rtsp://cam/1",
+    "rtsp://ann:sec?ret@cam/1": "rtsp://cam/1",
+    "rtsp://ann:sec@ret:x/y@cam/1": "rtsp://cam/1",
+    # What is no secret stays.
+    "https://cam:443/@ann/1?monkey=2": "https://cam:443/@ann/1?monkey=2",
+    "http://[2606:4700::1111]:80/a@b": "http://[2606:4700::1111]:80/a@b",
+    "s3://bucket/key=1/a.mp4?key=secret": "s3://bucket/key=1/a.mp4?key=***",
+    "clips/a@b.mp4?password=1": "clips/a@b.mp4?password=1",
+}
+
+
+@pytest.mark.parametrize("url", SHOWN)
+def test_what_is_shown_of_a_url_holds_no_secret(url: str) -> None:
+    assert without_password(url) == SHOWN[url]

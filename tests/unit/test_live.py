@@ -1,6 +1,7 @@
 """The session of a live stream, fed by hand: the account, gaps, windows, failures, moving to another process."""
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from unmask.checkpoints import Description
 from unmask.errors import Reason, UsageError
@@ -22,6 +25,18 @@ from unmask.streams import StreamOptions
 from unmask.window import RollingWindow
 
 SIDE = 240
+# Cut off, and pointing outside.
+BROKEN_EXIF = [
+    b"Exif\0\0" + rest
+    for rest in (
+        b"",
+        b"II",
+        b"II*\0",
+        b"II*\0\x08\0\0\0\x05",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\1\0\x12\1\5\0\1\0\0\0\xff\0\0\0",
+    )
+]
 
 
 class Drawn:
@@ -162,6 +177,45 @@ def test_a_scorer_that_fails_drops_the_frame_and_no_more(session: LiveSession) -
     assert session.resets == {Reason.SCORER_FAILED: 1}
 
 
+def test_what_the_heads_make_nothing_of_is_dropped(temporal: tuple[ForgeryModel, Description]) -> None:
+    session, model = new(temporal), temporal[0]
+    parameter = next(model.head.parameters())
+    whole = parameter.detach().clone()
+    events = []
+    for k, fails in enumerate([True, False, True, False, False]):
+        with torch.no_grad():
+            parameter.copy_(torch.full_like(whole, torch.nan) if fails else whole)
+        events += feed(session, frame(k))
+        if k == 0:
+            assert not session._tally.tracks  # nothing is known of it
+    assert kinds(events) == ["dropped", "score", "dropped", "score", "score"]
+    assert {event["reason"] for event in events if event["event"] == "dropped"} == {Reason.SCORER_FAILED}
+    assert [e["faces"][0]["window_frames"] for e in events if e["event"] == "score"] == [1, 1, 2]
+    counts = session.frames
+    assert (counts.received, counts.scored, counts.dropped) == (5, 3, {Reason.SCORER_FAILED: 2})
+    assert session.resets == {Reason.SCORER_FAILED: 1}
+    assert session.finish()[-1]["status"] == "scored"
+
+
+def test_many_losses_cost_no_more_than_one(session: LiveSession) -> None:
+    feed(session, frame(0))
+    began_s = time.monotonic()
+    (event,) = feed(session, Lost(0.2, Reason.DECODE_FAILED, 10**9))
+    assert time.monotonic() - began_s < 1.0
+    assert event["count"] == session.frames.dropped[Reason.DECODE_FAILED] == 10**9
+    (event,) = feed(session, frame(2))
+    assert event["faces"][0]["after_gap"]
+
+
+def test_a_scorer_that_is_away_is_told_of_now_and_then(session: LiveSession, caplog: pytest.LogCaptureFixture) -> None:
+    session._scorer.fails = True  # type: ignore[attr-defined]
+    feed(session, *(frame(k) for k in range(20)))
+    assert len(caplog.records) == 1
+    session._quiet_until_s = 0.0
+    feed(session, frame(20))
+    assert "20 frame(s)" in caplog.records[-1].message
+
+
 def test_windows_hold_the_moments_of_their_features(temporal: tuple[ForgeryModel, Description]) -> None:
     """Against windows that are recomputed from the crops by hand."""
     session, model = new(temporal), temporal[0]
@@ -199,6 +253,15 @@ def test_a_stream_goes_on_in_another_process(temporal: tuple[ForgeryModel, Descr
     assert told[-1]["faces"][0]["window_frames"] == 5
     with pytest.raises(UsageError, match="version"):
         new(temporal, resume={**snapshot, "version": 99})
+
+
+def test_a_stream_that_was_stopped_on_purpose_says_so(temporal: tuple[ForgeryModel, Description]) -> None:
+    first = new(temporal)
+    feed(first, frame(0))
+    resume = {**first.snapshot(), "reason": "interrupted"}
+    gap, _ = feed(new(temporal, resume=resume), frame(9))
+    assert (gap["event"], gap["reason"]) == ("gap", Reason.INTERRUPTED)
+    assert "lost" not in gap["message"]
 
 
 def test_another_model_takes_over_without_a_loss(temporal: tuple[ForgeryModel, Description]) -> None:
@@ -255,6 +318,20 @@ def test_a_stream_that_failed_says_why(session: LiveSession) -> None:
     assert (end["status"], end["error"]) == (
         "failed", {"code": Reason.STREAM_AUTH_FAILED, "message": "Check the password."},
     )  # fmt: skip
+
+
+def test_pictures_whose_metadata_are_damaged_are_unreadable() -> None:
+    image = Image.fromarray(picture(0))
+    source = PushSource(StreamOptions(fps=None, queue_frames=100))
+    for k, metadata in enumerate(BROKEN_EXIF):
+        data = io.BytesIO()
+        image.save(data, "JPEG", exif=metadata)
+        source.push_jpeg(data.getvalue(), float(k))
+    source.end()
+    items = list(iter(source.queue.get, None))
+    lost = [item for item in items if isinstance(item, Lost)]
+    assert {item.reason for item in lost} == {Reason.MEDIA_UNREADABLE}
+    assert sum(item.count for item in lost) + sum(isinstance(item, LiveFrame) for item in items) == len(BROKEN_EXIF)
 
 
 def test_frames_that_are_pushed(session: LiveSession) -> None:

@@ -47,6 +47,13 @@ def test_time_that_stands_or_goes_back_gives_nothing() -> None:
     assert taken(None, [0.0, 0.2, 0.2, 0.1, 0.3]) == [0.0, 0.2, 0.3]
 
 
+def test_a_clock_that_was_set_back_begins_anew() -> None:
+    sampler = Sampler(5.0)
+    assert [sampler.take(t) for t in (1000.0, 1000.2)] == [0, 0]
+    sampler = sampler.anew()
+    assert [sampler.take(t) for t in (960.0, 960.1, 960.6)] == [0, None, 2]
+
+
 def test_packets_that_cannot_be_due_are_known_before_they_are_decoded() -> None:
     sampler, shown = Sampler(5.0), [k / 25 for k in range(200)]
     # Decoding order of I B B P B B P.

@@ -212,6 +212,36 @@ def test_features_that_are_not_finite_give_no_score(head: Head, value: float) ->
         judge.score(judge.add(frame), features_ND)
 
 
+def test_losses_are_counted_at_once() -> None:
+    one_by_one, at_once = tally(), tally()
+    seen: list[Faces | Reason] = [faces(100), *[Reason.QUEUE_FULL] * 7]
+    for frame in frames(*seen):
+        one_by_one.add(frame)
+    at_once.add(frames(faces(100))[0])
+    at_once.lose(Reason.QUEUE_FULL, 7)
+    assert at_once.frames == one_by_one.frames
+    at_once.lose(Reason.QUEUE_FULL, 10**9)
+    assert (at_once.received, at_once.frames.dropped) == (10**9 + 8, {Reason.QUEUE_FULL: 10**9 + 7})
+
+
+@pytest.mark.parametrize("head", ["frame", "temporal"])
+def test_a_frame_that_cannot_be_scored_is_dropped_after_all(head: Head) -> None:
+    judge = tally(head)
+    first, second, third = frames(faces(100), faces(100, 90), faces(100, 90))
+    judge.score(judge.add(first), features(1))
+    awaited = judge.add(second)
+    with pytest.raises(ValueError, match="finite"):
+        judge.score(awaited, features(2) * math.inf)
+    judge.give_up(awaited, Reason.SCORER_FAILED)
+    assert list(judge.tracks) == [1]  # nothing is known of the other
+    awaited = judge.add(third)
+    assert [face.after_gap for face in awaited] == [True, True]
+    judge.score(awaited, features(2))
+    counts = judge.conclude(SUBJECT).frames
+    assert (counts.received, counts.scored, counts.dropped) == (3, 2, {Reason.SCORER_FAILED: 1})
+    assert judge.tracks[1].scores.window_lengths == [1, 1]
+
+
 # --- conclusions out ------------------------------------------------------------------------------------------------
 
 
