@@ -8,6 +8,7 @@ each goes on when it is resumed.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import secrets
@@ -29,6 +30,7 @@ from unmask.errors import Reason, UnmaskError
 __all__ = ["Fleet"]
 
 _LOG = logging.getLogger("unmask.serve")
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, lie apart however many there are
 _POLL_S, _SILENT_S, _RETRY_S, _LOAD_S = 0.5, 30.0, 1.0, 120.0
 # How long the other hosts may take to say what they play, once the first one did.
 _SETTLE_S = 5.0
@@ -77,6 +79,8 @@ class Fleet:
         self._changes: set[asyncio.Task[None]] = set()
         self._up, self._settled = asyncio.Event(), asyncio.Event()
         self._store_fails = False
+        # Cameras are often started together; their frames need not come together.
+        self._phases = (n * _GOLDEN % 1 for n in itertools.count())
         self.streams: dict[str, Stream] = {}
         self.sockets: dict[str, _Socket] = {}
 
@@ -303,6 +307,7 @@ class Fleet:
             wanted = {
                 "id": stream.record.id, "token": token, "url": stream.record.url, "fps": settings["fps"],
                 "spec": spec, "sha256": sha256, "transport": settings["transport"], "ca_file": settings.get("ca_file"),
+                "phase": next(self._phases),
                 "resume": {**snapshot, "reason": stream.gap.value} if snapshot is not None else None,
             }  # fmt: skip
             await asyncio.wait_for(_of(slot.actor.start.remote(wanted)), _SILENT_S)

@@ -184,7 +184,10 @@ class Host:
             return PushSource(options, shown="socket", clock_s=clock_s)
         ca_file = stream.get("ca_file")
         options = StreamOptions(
-            fps=stream["fps"], transport=stream["transport"], ca_file=Path(ca_file) if ca_file else None
+            fps=stream["fps"],
+            phase=stream["phase"],
+            transport=stream["transport"],
+            ca_file=Path(ca_file) if ca_file else None,
         )
         policy = AddressPolicy(allow_private=self._settings.allow_private)
         return StreamSource(stream["url"], options, policy, clock_s=clock_s)

@@ -16,11 +16,14 @@ class Sampler:
 
     Args:
         rate_fps: Pictures a second; None takes every one.
+        phase: In [0, 1): after the first picture, the next interval begins so much of an interval later, or a whole one
+            at 0. Streams that began at one moment share a machine better where their pictures do not come together.
     """
 
-    def __init__(self, rate_fps: float | None) -> None:
+    def __init__(self, rate_fps: float | None, phase: float = 0.0) -> None:
         assert rate_fps is None or rate_fps > 0
-        self._rate_fps = rate_fps
+        assert 0 <= phase < 1
+        self._rate_fps, self._phase = rate_fps, phase
         self._origin_s: float | None = None
         self._last_s = -math.inf
         self._slot = -1
@@ -29,7 +32,7 @@ class Sampler:
 
     def anew(self) -> "Sampler":
         """One of the same rate, for a source that set its clock back."""
-        return Sampler(self._rate_fps)
+        return Sampler(self._rate_fps, self._phase)
 
     def see(self, pts_s: float) -> bool:
         """Hear of a packet before it is decoded.
@@ -56,7 +59,7 @@ class Sampler:
     def _slot_of(self, pts_s: float) -> int:
         assert self._rate_fps is not None
         assert self._origin_s is not None
-        return math.floor((pts_s - self._origin_s + _TICK_S) * self._rate_fps)
+        return math.floor((pts_s - self._origin_s + _TICK_S) * self._rate_fps + (1 - self._phase) % 1)
 
     def take(self, pts_s: float) -> int | None:
         """Hear of a picture that is shown.

@@ -48,6 +48,8 @@ class StreamOptions:
 
     fps: float | None = 5.0
     """Frames a second that are scored; None: all of them."""
+    phase: float = 0.0
+    """Where in an interval of `fps` frames are taken after the first, [0, 1); see `unmask.sampler`."""
     open_timeout_s: float = 5.0
     """For a connection to be made and its first packets to come."""
     stall_s: float = 2.0
@@ -75,6 +77,8 @@ class StreamOptions:
             raise UsageError(f"times, speed and length of the queue are above 0; got {self}")
         if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
             raise UsageError(f"--fps must be above 0; got {self.fps:g}")
+        if not 0 <= self.phase < 1:
+            raise UsageError(f"the phase of a stream lies in [0, 1); got {self.phase:g}")
         if self.retry not in get_args(Retry) or self.transport not in get_args(Transport):
             raise UsageError(f"--transport is tcp or udp, retry always or established; got {self}")
         if self.ca_file is not None and not self.ca_file.is_file():
@@ -206,7 +210,7 @@ class StreamSource:
         return None
 
     def _read(self, connection: Connection, lived: "_Lived") -> None:
-        sampler, media = Sampler(self.options.fps), connection.media()
+        sampler, media = Sampler(self.options.fps, self.options.phase), connection.media()
         pace = _Pace(self.options.speed if connection.kind is Kind.FILE else 1.0) if connection.needs_pace else None
         self._clock.connect()
         for picture in connection.pictures(sampler, self._stopping.is_set):

@@ -70,3 +70,18 @@ def test_packets_that_cannot_be_due_are_known_before_they_are_decoded() -> None:
     due = set(taken(5.0, shown[:-5]))
     assert due <= needed
     assert len(needed) < len(packets) / 3
+
+
+def test_streams_of_other_phases_take_pictures_at_other_times() -> None:
+    shown_s = [7.0 + k / 25 for k in range(100)]
+    found = {}
+    for phase in (0.0, 0.25, 0.6):
+        sampler = Sampler(5.0, phase)
+        found[phase] = [t for t in shown_s if sampler.take(t) is not None]
+        assert found[phase][0] == 7.0
+        steps = [b - a for a, b in itertools.pairwise(found[phase][1:])]
+        assert sum(steps) / len(steps) == pytest.approx(0.2, abs=0.005)
+    assert found[0.0][1] == pytest.approx(7.2)
+    assert found[0.25][1] == pytest.approx(7.08)  # the first picture at or after 7.05
+    assert found[0.6][1] == pytest.approx(7.12)
+    assert not set(found[0.0][1:]) & set(found[0.6][1:])
