@@ -158,8 +158,9 @@ def serving(settings: Settings, *, address: str | None = None, cpus: int | None 
             _await_ready(settings)
             yield url
         finally:
-            _end_hosts(settings, APP)
+            # Its hosts last: while there is a desk, it starts those anew that end.
             ray_serve.shutdown()  # type: ignore[no-untyped-call]
+            _end_hosts(settings, APP)
 
 
 def _await_ready(settings: Settings) -> None:
