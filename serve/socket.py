@@ -70,7 +70,8 @@ class _Live:
     async def _receive(self) -> None:
         while not self._ended.is_set():
             try:
-                message = await asyncio.wait_for(self._socket.receive(), _SILENCE_S)
+                async with asyncio.timeout(_SILENCE_S):
+                    message = await self._socket.receive()
             except TimeoutError:
                 raise _CutError(1001, "STREAM_TIMEOUT", f"Nothing came for {_SILENCE_S:g} s.") from None
             if message["type"] == "websocket.disconnect":
@@ -88,7 +89,8 @@ class _Live:
         if self._credits <= 0:
             raise _CutError(1008, "BUSY", "A picture came without a credit.")
         self._credits -= 1
-        running = await asyncio.wait_for(_of(self._host.push.remote(self._id, data[HEADER.size :], pts_s)), _CALL_S)
+        async with asyncio.timeout(_CALL_S):
+            running = await self._host.push.remote(self._id, data[HEADER.size :], pts_s)
         if not running:
             raise _CutError(1011, "INTERNAL", "The session is over; connect again.")
 
@@ -112,7 +114,9 @@ class _Live:
     async def _tell(self) -> None:
         after = 0
         while True:
-            events, over = await asyncio.wait_for(_of(self._host.pull.remote(self._id, after, _PULL_S)), _CALL_S)
+            # Not `wait_for`, which in Python 3.11 forgets that it was cancelled if an answer came just then.
+            async with asyncio.timeout(_CALL_S):
+                events, over = await self._host.pull.remote(self._id, after, _PULL_S)
             for number, event in events:
                 after = number
                 answered = {"score": 1, "dropped": event.get("count", 1)}.get(event["event"], 0)
@@ -171,7 +175,3 @@ async def _close(socket: WebSocket, status: int, code: str, message: str) -> Non
         if code:
             await socket.send_text(json.dumps({"event": "error", "error": {"code": code, "message": message}}))
         await socket.close(status, code)
-
-
-async def _of(answer: Any) -> Any:
-    return await answer

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed
@@ -119,6 +120,13 @@ def started(state: Path, **settings: Any) -> Iterator[Service]:
         httpx.Client(base_url=url, timeout=60.0) as http,
     ):
         yield Service(url, state, http)
+    if ray.is_initialized():  # one that others use too
+        until(lambda: not _hosts_left(), 15.0)
+
+
+def _hosts_left() -> list[str]:
+    named: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in named if "-host-" in actor["name"]]
 
 
 @contextlib.contextmanager
