@@ -16,6 +16,7 @@ from serve.journal import Journal
 from serve.metrics import Meter
 from serve.settings import Settings
 from serve.store import AnalysisRecord
+from serve.within import within
 from unmask.addresses import AddressPolicy
 from unmask.errors import Reason
 
@@ -132,7 +133,7 @@ class Bench:
         while True:
             try:
                 actor = self._start_analyst(number)
-                self.pids[number] = await asyncio.wait_for(_of(actor.ready.remote()), 180.0)
+                self.pids[number] = await within(180.0, actor.ready.remote())
                 return actor
             except Exception as error:
                 _LOG.warning("an analyst did not start (%s)", error)
@@ -186,9 +187,7 @@ class Bench:
         told_s = 0.0
         while True:
             try:
-                item = await asyncio.wait_for(
-                    _of(await asyncio.wait_for(answers.__anext__(), self._settings.silence_s)), 60
-                )
+                item = await within(60.0, await within(self._settings.silence_s, answers.__anext__()))
             except TimeoutError:
                 raise _HungError from None
             if "done" not in item:
@@ -221,7 +220,3 @@ class Bench:
 def _unlink(record: AnalysisRecord) -> None:
     with contextlib.suppress(OSError):
         Path(record.request["path"]).unlink(missing_ok=True)
-
-
-async def _of(answer: Any) -> Any:
-    return await answer

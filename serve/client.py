@@ -1,10 +1,9 @@
 """The desk as the door sees it: its answers unwrapped, a refusal raised."""
 
-import asyncio
-from collections.abc import Awaitable
 from typing import Any
 
 from serve.faults import ApiError
+from serve.within import within
 
 __all__ = ["DeskClient"]
 
@@ -46,10 +45,6 @@ class DeskClient:
 
         call = getattr(self._handle, method).remote(*args, **kwargs)
         try:
-            return await asyncio.wait_for(_awaited(call), _LOAD_S if method in _LOADING else _ANSWER_S)
+            return await within(_LOAD_S if method in _LOADING else _ANSWER_S, call)
         except (RayActorError, TimeoutError):
             raise ApiError("NOT_READY", "The service is recovering; try again", 3) from None
-
-
-async def _awaited(answer: Awaitable[Any]) -> Any:
-    return await answer

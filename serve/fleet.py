@@ -25,6 +25,7 @@ from serve.metrics import Meter
 from serve.settings import Settings
 from serve.store import StreamRecord
 from serve.stream import DEATHS_S, Stream
+from serve.within import within
 from unmask.errors import Reason, UnmaskError
 
 __all__ = ["Fleet"]
@@ -145,9 +146,7 @@ class Fleet:
         while True:
             try:
                 slot.actor = self._start_host(slot.number)
-                slot.pid = await asyncio.wait_for(
-                    _of(slot.actor.ready.remote(self._settings.model_dump(mode="json"))), 300.0
-                )
+                slot.pid = await within(300.0, slot.actor.ready.remote(self._settings.model_dump(mode="json")))
                 await self._adopt(slot)
                 slot.up = True
                 self._up.set()
@@ -162,7 +161,7 @@ class Fleet:
 
     async def _adopt(self, slot: _Slot) -> None:
         """What plays there already (after a restart of the desk) stays, if it is to play and does nowhere else."""
-        reply = await asyncio.wait_for(_of(slot.actor.poll.remote({}, 0.0)), _SILENT_S)
+        reply = await within(_SILENT_S, slot.actor.poll.remote({}, 0.0))
         for stream_id, news in reply["streams"].items():
             stream = self.streams.get(stream_id)
             if stream is not None and stream.host is None and self._is_wanted(stream) and not stream.turn.locked():
@@ -179,7 +178,7 @@ class Fleet:
     async def _poll(self, slot: _Slot) -> None:
         asked_s = time.monotonic()
         stored = {k: s.stored for k, s in self.streams.items() if s.host == slot.number}
-        reply = await asyncio.wait_for(_of(slot.actor.poll.remote(stored, _POLL_S)), _SILENT_S)
+        reply = await within(_SILENT_S, slot.actor.poll.remote(stored, _POLL_S))
         await self._take(slot, reply)
         for stream in self.streams.values():
             never_arrived = stream.placed_s < asked_s - _SILENT_S and stream.record.id not in reply["streams"]
@@ -195,7 +194,7 @@ class Fleet:
 
     async def _take(self, slot: _Slot, reply: Mapping[str, Any]) -> None:
         for stream_id in self._book(slot, reply):
-            await _of(slot.actor.forget.remote(stream_id, reply["streams"][stream_id]["token"]))
+            await slot.actor.forget.remote(stream_id, reply["streams"][stream_id]["token"])
 
     def _book(self, slot: _Slot, reply: Mapping[str, Any]) -> list[str]:
         """Store what is new. What cannot be stored is told again by the host.
@@ -310,7 +309,7 @@ class Fleet:
                 "phase": next(self._phases),
                 "resume": {**snapshot, "reason": stream.gap.value} if snapshot is not None else None,
             }  # fmt: skip
-            await asyncio.wait_for(_of(slot.actor.start.remote(wanted)), _SILENT_S)
+            await within(_SILENT_S, slot.actor.start.remote(wanted))
         except (UnmaskError, ApiError) as error:
             refused = error if isinstance(error, ApiError) else from_error(error)
             if self.streams.get(stream.record.id) is stream and stream.token == token:
@@ -385,8 +384,7 @@ class Fleet:
         before, after = stream.settings, {**stream.settings, **changes}
         if after["model"] != before["model"] and stream.host is not None:
             actor = self._slots[stream.host].actor
-            adopted = _of(actor.adopt.remote(stream.record.id, *self._model_of(after["model"])))
-            await asyncio.wait_for(adopted, _LOAD_S)
+            await within(_LOAD_S, actor.adopt.remote(stream.record.id, *self._model_of(after["model"])))
             self._check_here(stream)
         self._change_record(stream, **changes)
         if after["fps"] == before["fps"] and bool(after.get("paused")) == bool(before.get("paused")):
@@ -411,8 +409,7 @@ class Fleet:
                     continue
                 try:
                     actor = self._slots[stream.host].actor
-                    adopted = _of(actor.adopt.remote(stream.record.id, *self._model_of(name)))
-                    await asyncio.wait_for(adopted, _LOAD_S)
+                    await within(_LOAD_S, actor.adopt.remote(stream.record.id, *self._model_of(name)))
                 except Exception as error:  # where its host dies, the next one takes the new model
                     _LOG.warning("a model was not taken (%s)", error, extra={"stream": stream.record.id})
 
@@ -423,7 +420,7 @@ class Fleet:
         self._journal.ring(stream.record.id)
         if stream.host is not None and self._slots[stream.host].up:
             try:
-                await asyncio.wait_for(_of(self._slots[stream.host].actor.forget.remote(stream.record.id)), _SILENT_S)
+                await within(_SILENT_S, self._slots[stream.host].actor.forget.remote(stream.record.id))
             except Exception as error:  # it dies with its host, or is forgotten at the next news
                 _LOG.info("a host did not answer (%s)", type(error).__name__)
 
@@ -438,9 +435,9 @@ class Fleet:
 
     async def _drain(self, stream: Stream, slot: _Slot) -> None:
         stream_id, token = stream.record.id, stream.token
-        await asyncio.wait_for(_of(slot.actor.stop.remote(stream_id)), _SILENT_S)
+        await within(_SILENT_S, slot.actor.stop.remote(stream_id))
         for _ in range(100):
-            reply = await asyncio.wait_for(_of(slot.actor.poll.remote({stream_id: stream.stored}, 0.1)), _SILENT_S)
+            reply = await within(_SILENT_S, slot.actor.poll.remote({stream_id: stream.stored}, 0.1))
             self._meter.merge(reply["numbers"])
             news = reply["streams"].get(stream_id)
             if news is None or news["token"] != token:
@@ -448,7 +445,7 @@ class Fleet:
             self._news(stream, news)
             if news["over"]:
                 break
-        await asyncio.wait_for(_of(slot.actor.forget.remote(stream_id, token)), _SILENT_S)
+        await within(_SILENT_S, slot.actor.forget.remote(stream_id, token))
 
     def _change_record(self, stream: Stream, **changes: Any) -> None:
         if self.streams.get(stream.record.id) is not stream:
@@ -468,7 +465,7 @@ class Fleet:
         self.sockets[socket_id] = _Socket(slot.number)
         wanted = {"id": socket_id, "token": "", "url": None, "fps": None, "spec": spec, "sha256": sha256}
         try:
-            await asyncio.wait_for(_of(slot.actor.start.remote(wanted)), _SILENT_S)
+            await within(_SILENT_S, slot.actor.start.remote(wanted))
         except BaseException:
             self.sockets.pop(socket_id, None)
             raise
@@ -479,7 +476,3 @@ class Fleet:
     def close_socket(self, socket_id: str) -> None:
         """It has ended."""
         self.sockets.pop(socket_id, None)
-
-
-async def _of(answer: Any) -> Any:
-    return await answer

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from serve.batcher import Done
 from serve.metrics import Meter
 from serve.scorer import ModelKey
+from serve.within import within
 from unmask.mtcnn import MTCNN
 from unmask.records import Faces
 
@@ -78,7 +79,7 @@ class RemoteScorer:
 
         for attempt in range(_TRIES):
             try:
-                done = await asyncio.wait_for(_awaited(call()), _TRY_S)
+                done = await within(_TRY_S, call())
                 self._meter.observe("unmask_stage_seconds", done.work_s, stage)
                 self._meter.observe("unmask_stage_seconds", done.wait_s, "wait")
                 self._meter.observe("unmask_batch_frames", done.batch)
@@ -91,7 +92,3 @@ class RemoteScorer:
             except RayError:
                 raise
         raise AssertionError("unreachable")
-
-
-async def _awaited(answer: Awaitable[R]) -> R:
-    return await answer

@@ -23,6 +23,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from serve.client import DeskClient
 from serve.faults import ApiError, from_error
 from serve.guard import SUBPROTOCOL, Guard
+from serve.within import within
 from unmask.errors import UnmaskError
 
 __all__ = ["CREDITS", "HEADER", "socket_router"]
@@ -70,8 +71,7 @@ class _Live:
     async def _receive(self) -> None:
         while not self._ended.is_set():
             try:
-                async with asyncio.timeout(_SILENCE_S):
-                    message = await self._socket.receive()
+                message = await within(_SILENCE_S, self._socket.receive())
             except TimeoutError:
                 raise _CutError(1001, "STREAM_TIMEOUT", f"Nothing came for {_SILENCE_S:g} s.") from None
             if message["type"] == "websocket.disconnect":
@@ -89,8 +89,7 @@ class _Live:
         if self._credits <= 0:
             raise _CutError(1008, "BUSY", "A picture came without a credit.")
         self._credits -= 1
-        async with asyncio.timeout(_CALL_S):
-            running = await self._host.push.remote(self._id, data[HEADER.size :], pts_s)
+        running = await within(_CALL_S, self._host.push.remote(self._id, data[HEADER.size :], pts_s))
         if not running:
             raise _CutError(1011, "INTERNAL", "The session is over; connect again.")
 
@@ -114,9 +113,7 @@ class _Live:
     async def _tell(self) -> None:
         after = 0
         while True:
-            # Not `wait_for`, which in Python 3.11 forgets that it was cancelled if an answer came just then.
-            async with asyncio.timeout(_CALL_S):
-                events, over = await self._host.pull.remote(self._id, after, _PULL_S)
+            events, over = await within(_CALL_S, self._host.pull.remote(self._id, after, _PULL_S))
             for number, event in events:
                 after = number
                 answered = {"score": 1, "dropped": event.get("count", 1)}.get(event["event"], 0)

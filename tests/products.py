@@ -21,7 +21,7 @@ from unmask.faces import cut, enlarge
 from unmask.products import FACES, RESULTS, Products, shard_name
 from unmask.storage import Store
 
-__all__ = ["BOX", "Clip", "faked", "finished_run", "portrait", "ten_people"]
+__all__ = ["BOX", "Clip", "faked", "finished_run", "portrait", "ten_people", "ten_real_people"]
 
 BOX = (110.0, 60.0, 210.0, 190.0)
 """About where the face is in `portrait`'s pictures of 320 x 240."""
@@ -209,4 +209,14 @@ def ten_people(folder: Path) -> Path:
         fake = {"label": 1, "source": f"real/{n}", "method": "flip", **about}
         clips.append(Clip(video=f"fake/{n}", picture=faked, faces=frames, columns=fake))
     finished_run(Store(folder), clips, margin=1.7)
+    return folder
+
+
+def ten_real_people(folder: Path) -> Path:
+    """A run over two frames of a real clip of each of ten people, to make self-blends of."""
+    clips = [
+        Clip(video=f"v{n}", faces={n: [BOX], n + 20: [BOX]}, columns={"label": 0, "identity": [f"p{n}"]})
+        for n in range(10)
+    ]
+    finished_run(Store(folder), clips, margin=1.5)
     return folder

@@ -5,7 +5,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 
-__all__ = ["serving"]
+__all__ = ["listening", "serving"]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -73,5 +73,18 @@ def serving(files: dict[str, bytes], *, expected: str = "") -> Iterator[str]:
             yield f"http://127.0.0.1:{httpd.server_port}"
         finally:
             httpd.stopping.set()
+            httpd.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def listening(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[http.server.HTTPServer]:
+    """A server of one thread that answers as a handler does."""
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield httpd
+        finally:
             httpd.shutdown()
             thread.join()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.products import BOX, Clip, finished_run
+from tests.products import ten_real_people
 from train.comparison import COMPARISON
 from train.config import DistillConfig, TrainConfig, overridden
 from train.distill import Teachers, distilled, similarity, soft_loss
@@ -24,7 +24,6 @@ from unmask.errors import ModelError, UsageError
 from unmask.manifest import Video
 from unmask.models import ModelConfig, build
 from unmask.provenance import USED, joined, overlap, used_digests
-from unmask.storage import Store
 from unmask.transforms import Preprocessing
 
 INPUT = Preprocessing(size_px=32, margin=1.3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -152,14 +151,7 @@ def test_what_teachers_were_made_from_the_student_has_seen() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Ten people, two frames each."""
-    folder = tmp_path_factory.mktemp("faces") / "faces"
-    clips = [
-        Clip(video=f"v{n}", faces={n: [BOX], n + 20: [BOX]}, columns={"label": 0, "identity": [f"p{n}"]})
-        for n in range(10)
-    ]
-    finished_run(Store(folder), clips, margin=1.5)
-    return str(folder)
+    return str(ten_real_people(tmp_path_factory.mktemp("faces") / "faces"))
 
 
 def run(*arguments: object) -> Any:

@@ -2,16 +2,13 @@
 
 import asyncio
 import http.server
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.webserver import serving
+from tests.webserver import listening, serving
 from unmask.addresses import AddressPolicy
 from unmask.errors import MediaError, Reason
 from unmask.inputs import FetchLimits, Source, download, fetched
@@ -67,18 +64,6 @@ class Redirect(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
-
-
-@contextmanager
-def listening(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[http.server.HTTPServer]:
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield httpd
-        finally:
-            httpd.shutdown()
-            thread.join()
 
 
 def test_a_redirect_into_the_private_network_is_refused(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.products import BOX, Clip, finished_run
+from tests.products import ten_real_people
 from train.config import overridden
 from train.export import app
 from train.recipes import recipe
 from unmask.checkpoints import Description, save
 from unmask.models import build
-from unmask.storage import Store
 
 CONFIG = overridden(
     recipe("selfblend"),
@@ -24,14 +23,7 @@ CONFIG = overridden(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten people, two frames each."""
-    folder = tmp_path_factory.mktemp("faces") / "faces"
-    clips = [
-        Clip(video=f"v{n}", faces={n: [BOX], n + 20: [BOX]}, columns={"label": 0, "identity": [f"p{n}"]})
-        for n in range(10)
-    ]
-    finished_run(Store(folder), clips, margin=1.5)
-    return folder
+    return ten_real_people(tmp_path_factory.mktemp("faces") / "faces")
 
 
 def checkpoint(path: Path, provenance: dict[str, Any]) -> Path:

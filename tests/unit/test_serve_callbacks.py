@@ -5,13 +5,13 @@ import hashlib
 import hmac
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from serve.callbacks import call_back
+from tests.webserver import listening
 from unmask.addresses import AddressPolicy
 
 SECRET = b"a secret of the service"
@@ -33,21 +33,15 @@ class Callback(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(failures: int) -> Iterator[http.server.HTTPServer]:
-    with http.server.HTTPServer(("127.0.0.1", 0), Callback) as httpd:
-        httpd.taken, httpd.failures = [], failures
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield httpd
-        finally:
-            httpd.shutdown()
-            thread.join()
+def failing(times: int) -> Iterator[http.server.HTTPServer]:
+    with listening(Callback) as httpd:
+        httpd.taken, httpd.failures = [], times
+        yield httpd
 
 
 def test_a_callback_is_signed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.callbacks._CALL_PAUSE_S", 0.01)
-    with listening(failures=2) as httpd:
+    with failing(times=2) as httpd:
         outcome = asyncio.run(call_back(f"http://127.0.0.1:{httpd.server_port}/done", {"id": "an_1"}, SECRET, ANYWHERE))
         headers, body = httpd.taken[-1]
         assert (outcome, len(httpd.taken)) == ("delivered", 3)
@@ -58,7 +52,7 @@ def test_a_callback_is_signed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -
 
 def test_callbacks_go_nowhere_private_and_end_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.callbacks._CALL_PAUSE_S", 0.01)
-    with listening(failures=99) as httpd:
+    with failing(times=99) as httpd:
         url = f"http://127.0.0.1:{httpd.server_port}/done"
         assert asyncio.run(call_back(url, {}, SECRET, AddressPolicy(allow_private=False))) == "refused"
         assert httpd.taken == []
