@@ -1,7 +1,6 @@
 """HTTP: `/v1`, health, metrics and the page. It keeps no state; the desk does."""
 
 import asyncio
-import contextlib
 import json
 import os
 import secrets
@@ -9,13 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from serve.client import DeskClient
+from serve.events import AnalysisEvent, StreamEvent
 from serve.faults import ApiError
 from serve.guard import Guard
 from serve.logs import set_up
@@ -49,6 +50,10 @@ _OPEN = frozenset({"/", "/healthz"})
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 409, 413, 422, 429)
 }
+# For the description only: `Guard` checks it.
+_KEY = HTTPBearer(
+    auto_error=False, scheme_name="key", description="Where the service has API keys. X-API-Key takes one, too."
+)
 # An upload that a client is slow with is given up.
 _SILENCE_S = 30.0
 
@@ -61,17 +66,15 @@ def make_api(settings: Settings, desk: DeskClient, digests: frozenset[str]) -> F
         desk: Answers.
         digests: Of the keys that let in.
     """
-    api = FastAPI(
+    api = _Api(
         title="Unmask", version=__version__, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json",
         description=f"Finds manipulated faces in uploads and live streams.\n\n## WS /v1/live\n\n{socket_notes}",
     )  # fmt: skip
-    guard, meter = Guard(digests), Meter()
+    guard, refusals = Guard(digests), _Refusals(desk)
     log = set_up()
 
     async def refuse(error: ApiError) -> JSONResponse:
-        meter.count("unmask_refusals", error.code)
-        with contextlib.suppress(Exception):
-            await desk.plain("count", meter.drain())
+        refusals.count(error.code)
         return JSONResponse(error.to_json(), error.status, error.headers)
 
     @api.middleware("http")
@@ -108,13 +111,34 @@ def make_api(settings: Settings, desk: DeskClient, digests: frozenset[str]) -> F
         fault = ApiError("INTERNAL", "The service failed over this request; its log says why")
         return JSONResponse(fault.to_json(), fault.status)
 
-    api.include_router(_health(desk))
-    api.include_router(_analyses(settings, desk))
-    api.include_router(_streams(desk))
-    api.include_router(_models(desk))
+    api.include_router(_health())
+    for router in (_numbers(desk), _analyses(settings, desk), _streams(desk), _models(desk)):
+        api.include_router(router, dependencies=[Security(_KEY)])
     api.include_router(socket_router(desk, guard))
     api.include_router(page_router())
     return api
+
+
+class _Refusals:
+    """Tells the desk what is refused. Who is refused does not wait for that: it may be because there is no desk."""
+
+    def __init__(self, desk: DeskClient) -> None:
+        self._desk, self._meter = desk, Meter()
+        self._telling: asyncio.Task[None] | None = None
+
+    def count(self, code: str) -> None:
+        """One more, for this reason."""
+        self._meter.count("unmask_refusals", code)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while numbers := self._meter.drain():
+            try:
+                await self._desk.plain("count", numbers)
+            except Exception:  # told with the next one
+                self._meter.merge(numbers)
+                return
 
 
 def _bad_request(errors: list[Any]) -> ApiError:
@@ -123,13 +147,34 @@ def _bad_request(errors: list[Any]) -> ApiError:
     return ApiError("BAD_REQUEST", f"{where}: {first['msg']}" if where else str(first["msg"]))
 
 
-def _health(desk: DeskClient) -> APIRouter:
+class _EventStream(StreamingResponse):
+    media_type = "text/event-stream"
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The description. FastAPI calls an event a string beside its schema, as all that is not JSON."""
+        described = super().openapi()
+        for path in described["paths"].values():
+            for content in path.get("get", {}).get("responses", {}).get("200", {}).get("content", {}).values():
+                if {"oneOf", "anyOf"} & set(content["schema"]):
+                    content["schema"].pop("type", None)
+        return described
+
+
+def _health() -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The door answers."""
         return {"status": "ok", "version": __version__}
+
+    return router
+
+
+def _numbers(desk: DeskClient) -> APIRouter:
+    router = APIRouter(tags=["health"])
 
     @router.get("/readyz")
     async def readyz(response: Response) -> dict[str, Any]:
@@ -204,7 +249,11 @@ def _analyses(settings: Settings, desk: DeskClient) -> APIRouter:
         """Forget an analysis; one that runs is given up."""
         await desk.ask("remove_analysis", analysis_id)
 
-    @router.get("/{analysis_id}/events", response_class=StreamingResponse)
+    @router.get(
+        "/{analysis_id}/events",
+        response_class=_EventStream,
+        responses={200: {"model": AnalysisEvent, "description": "What stands in `data:` of each event"}},
+    )
     async def analysis_events(analysis_id: str, last_event_id: Annotated[str | None, Header()] = None) -> Any:
         """Server-sent events: queued, progress, result."""
         return await _events(desk, analysis_id, _number(last_event_id) or 0)
@@ -305,7 +354,11 @@ def _streams(desk: DeskClient) -> APIRouter:
         """End and forget a stream, whatever it is doing."""
         await desk.ask("remove_stream", stream_id)
 
-    @router.get("/{stream_id}/events", response_class=StreamingResponse)
+    @router.get(
+        "/{stream_id}/events",
+        response_class=_EventStream,
+        responses={200: {"model": StreamEvent, "description": "What stands in `data:` of each event"}},
+    )
     async def stream_events(
         stream_id: str,
         last: Annotated[int, Query(ge=0, le=2000, description="Past events to begin with.")] = 100,
@@ -327,7 +380,7 @@ def _number(text: str | None) -> int | None:
 
 async def _events(
     desk: DeskClient, owner: str, after: int | None, last: int = 0, *, follow: bool = True
-) -> StreamingResponse:
+) -> _EventStream:
     # The first answer before the headers: a wrong id is a 404. The newest event says where the future begins.
     first = await desk.ask("events", owner, after, 0.0, max(last, 1))
     newest = first["events"][-1]["id"] if first["events"] else after or 0
@@ -352,7 +405,7 @@ async def _events(
             except ApiError:  # it was removed
                 return
 
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return _EventStream(lines(), headers={"X-Accel-Buffering": "no"})
 
 
 def _models(desk: DeskClient) -> APIRouter:

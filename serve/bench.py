@@ -67,6 +67,8 @@ class Bench:
             self._queue.put_nowait(record.id)
         for number in range(self._settings.analysts):
             self._spawn(self._work(number))
+        for record in store.with_callback("owed"):
+            self._spawn(self._call_back(record))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -201,20 +203,26 @@ class Bench:
     def _finish(self, record: AnalysisRecord, result: Mapping[str, Any] | None) -> None:
         if self._journal.store.analysis(record.id) is None or result is None:
             return
-        done = replace(record, state="done", finished_s=time.time(), result=result)
+        is_owed = record.request.get("callback_url") is not None
+        request = {**record.request, "callback": "owed"} if is_owed else record.request
+        done = replace(record, state="done", finished_s=time.time(), result=result, request=request)
         self._journal.store.put_analysis(done)
         self._journal.tell(record.id, [("result", {"result": result})])
         reason = result["error"]["code"] if result["error"] else ""
         self._meter.count("unmask_analyses", result["status"], reason)
-        if (url := record.request.get("callback_url")) is not None:
-            self._spawn(self._call_back(url, done))
+        if is_owed:
+            self._spawn(self._call_back(done))
 
-    async def _call_back(self, url: str, record: AnalysisRecord) -> None:
+    async def _call_back(self, record: AnalysisRecord) -> None:
+        """Tell the caller's server; a service that is restarted before that is noted tells it again."""
+        url, store = record.request["callback_url"], self._journal.store
         plain = {"id": record.id, "state": record.state, "finished_at": record.finished_s, "result": record.result}
         outcome = await call_back(url, plain, self._settings.callback_secret(), self._policy)
         self._meter.count("unmask_callbacks", outcome)
         if outcome != "delivered":
             _LOG.warning("a callback was %s", outcome, extra={"analysis": record.id})
+        if store.analysis(record.id) is not None:
+            store.put_analysis(replace(record, request={**record.request, "callback": outcome}))
 
 
 def _unlink(record: AnalysisRecord) -> None:

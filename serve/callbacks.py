@@ -16,7 +16,8 @@ from unmask.inputs import pinned
 
 __all__ = ["call_back", "signature"]
 
-_CALL_TRIES, _CALL_PAUSE_S, _CALL_S = 4, 1.0, 10.0
+# The pauses, each four times the one before, add up to 23 minutes: a server may be restarted meanwhile.
+_CALL_TRIES, _CALL_PAUSE_S, _CALL_GROWTH, _CALL_S = 7, 1.0, 4, 10.0
 
 
 def signature(secret: bytes, at: str, body: bytes) -> str:
@@ -25,7 +26,7 @@ def signature(secret: bytes, at: str, body: bytes) -> str:
 
 
 async def call_back(url: str, plain: Mapping[str, Any], secret: bytes, policy: AddressPolicy) -> str:
-    """Tell a caller's server of a result: a signed POST, tried again a few times. Redirects are not followed.
+    """Tell a caller's server of a result: a signed POST, tried again for some minutes. Redirects are not followed.
 
     Returns:
         delivered, failed or refused.
@@ -49,5 +50,5 @@ async def call_back(url: str, plain: Mapping[str, Any], secret: bytes, policy: A
                 return "refused"
         except httpx.HTTPError:
             pass
-        await asyncio.sleep(_CALL_PAUSE_S * 2**attempt if attempt < _CALL_TRIES - 1 else 0.0)
+        await asyncio.sleep(_CALL_PAUSE_S * _CALL_GROWTH**attempt if attempt < _CALL_TRIES - 1 else 0.0)
     return "failed"

@@ -297,6 +297,7 @@ class Desk:
             "model": record.request.get("model", "default"),
             "created_at": record.created_s,
             "finished_at": record.finished_s,
+            "callback": record.request.get("callback"),
             "progress": 1.0 if record.state == "done" else self._bench.progress(record.id),
             "result": record.result,
             "error": error_json(record.result["error"]) if record.result is not None else None,

@@ -165,7 +165,8 @@ class Host:
         # Credits bound what waits of a socket's pictures: none is too old.
         stale_s = None if stream["url"] is None else LiveOptions().stale_s
         scoring = ScoringOptions(aggregation=self._settings.aggregation)
-        options = LiveOptions(scoring=scoring, fps=stream["fps"], stale_s=stale_s)
+        phase = stream.get("phase", 0.0)
+        options = LiveOptions(scoring=scoring, fps=stream["fps"], stale_s=stale_s, phase=phase)
         session = LiveSession(*judging, stream_id=stream_id, shown=source.shown, options=options, resume=resume)
         via = "socket" if stream["url"] is None else "stream"
         play = _Play(session, source, via, judging[2], judging[1].name, token, counted=session.frames)

@@ -7,9 +7,11 @@ import sys
 import time
 from typing import Any
 
+from unmask.addresses import without_password
+
 __all__ = ["JsonLines", "redacted", "set_up"]
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s\"']*@", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
 _BEARER = re.compile(r"(bearer[\s.]+)[a-z0-9._~+/=-]+", re.IGNORECASE)
 _NAMED = re.compile(
     r"((?:api[-_]?key|token|password|passwd|secret|signature|authorization)[\"']?\s*[=:]\s*[\"']?)"
@@ -21,7 +23,7 @@ _OWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 def redacted(text: str) -> str:
     """A text without the users and passwords of URLs, keys, tokens and secrets that stand in it by name."""
-    text = _URL.sub(r"\1", text)
+    text = _URL.sub(lambda match: without_password(match[0]), text)
     text = _BEARER.sub(r"\1***", text)
     return _NAMED.sub(r"\1***", text)
 

@@ -108,6 +108,9 @@ class AnalysisResource(BaseModel):
     model: str
     created_at: float = Field(description="Unix seconds.")
     finished_at: float | None
+    callback: Literal["owed", "delivered", "failed", "refused"] | None = Field(
+        description="Of a finished analysis with a callback_url. One that is owed is tried again after a restart."
+    )
     progress: float = Field(ge=0, le=1)
     result: VideoResult | None = Field(description="Once it is done, whether it has a score or not.")
     error: ErrorBody | None = Field(description="Why a finished one has no score.")

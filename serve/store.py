@@ -138,6 +138,8 @@ class Store:
             time.sleep(0.1)
 
     def _open(self) -> None:
+        # One owner needs no memory shared with others, which network file systems do not have (sqlite.org/wal.html).
+        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -187,6 +189,11 @@ class Store:
         where = "" if state is None else "WHERE state = ?"
         values = (limit,) if state is None else (state, limit)
         return self._analyses(f"{where} ORDER BY created_s DESC, id LIMIT ?", values)
+
+    def with_callback(self, state: str) -> list[AnalysisRecord]:
+        """Finished analyses whose callback is in a state, in order of age, the newest first."""
+        where = "WHERE finished_s NOT NULL AND json_extract(request, '$.callback') = ? ORDER BY created_s DESC"
+        return self._analyses(where, (state,))
 
     def _analyses(self, where: str, values: Sequence[Any]) -> list[AnalysisRecord]:
         names = "id, state, input, created_s, finished_s, request, result"

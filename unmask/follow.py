@@ -51,13 +51,15 @@ class Follower:
             for less; a jump in time by more also makes it search.
         scale: Scale of the searches, as in `MTCNN.search`.
         cut: Mean change of brightness, in grey levels between two frames, that counts as a scene cut.
+        phase: In [0, 1): after a jump, the second search comes so much of `search_every_s` sooner. Streams that began
+            together share a machine better where they are not searched together.
 
     Attributes:
         searched: Whether the last frame was searched.
         cut: Whether a scene cut lies before the last frame.
 
     Raises:
-        UsageError: An argument is not positive.
+        UsageError: An argument is not positive, or `phase` is not in [0, 1).
     """
 
     def __init__(
@@ -68,13 +70,17 @@ class Follower:
         search_every_s: float = 0.5,
         scale: float | Literal["auto"] = "auto",
         cut: float = 28.0,
+        phase: float = 0.0,
     ) -> None:
         if search_every < 1 or not search_every_s > 0 or not cut > 0:
             raise UsageError(
                 f"search_every, search_every_s and cut are above 0: {search_every}, {search_every_s}, {cut}"
             )
+        if not 0 <= phase < 1:
+            raise UsageError(f"the phase of the searches lies in [0, 1); got {phase:g}")
         self.detector, self.scale = detector, scale
         self._every, self._every_s, self._cut = search_every, search_every_s, cut
+        self._sooner_s, self._next_sooner_s = phase * search_every_s, 0.0
         self.searched = self.cut = False
         self._faces = Faces.none()
         self._speeds_N2 = np.zeros((0, 2), np.float32)
@@ -100,7 +106,7 @@ class Follower:
         jumped = self.cut or not 0 < pts_s - self._pts_s <= self._every_s
         if jumped:
             self._faces, self._speeds_N2 = Faces.none(), np.zeros((0, 2), np.float32)
-            self._lost, self._wait = False, _FIRST_WAIT
+            self._lost, self._wait, self._next_sooner_s = False, _FIRST_WAIT, self._sooner_s
         self._frames += 1
         late = pts_s - self._searched_pts_s > self._every_s - _TICK_S
         return jumped or late or self._frames >= self._every or self._search_due()
@@ -142,7 +148,8 @@ class Follower:
         old_boxes_N4[known], speeds_N2[known] = self._faces.boxes_N4[match], self._speeds_N2[match]
         old = Faces(old_boxes_N4, found.probabilities_N, found.landmarks_NK2)
         self._advance(old, speeds_N2, found, pts_s)
-        self._searched_pts_s, self._frames, self._lost, self.searched = pts_s, 0, False, True
+        self._searched_pts_s, self._next_sooner_s = pts_s - self._next_sooner_s, 0.0
+        self._frames, self._lost, self.searched = 0, False, True
 
     def _answer(self) -> Faces:
         return _rows(self._faces, np.argsort(-self._faces.probabilities_N, kind="stable"))

@@ -25,6 +25,8 @@ __all__ = ["HttpInput"]
 _MOST_REDIRECTS = 5
 _MOST_PLAYLIST_BYTES = 4 << 20
 _PLAYLIST = b"#EXTM3U"
+# How libav asks for a part of a playlist with METHOD=AES-128, and the cipher's block in bytes.
+_ENCRYPTED, _BLOCK = "crypto+", 16
 _BY_STATUS = {401: Reason.STREAM_AUTH_FAILED, 403: Reason.STREAM_AUTH_FAILED, 404: Reason.STREAM_NOT_FOUND}
 _SENTENCES = {
     Reason.STREAM_AUTH_FAILED: "check user and password",
@@ -78,13 +80,26 @@ class HttpInput:
         """The container is open: from now on only silence counts."""
         self._deadline_s = None
 
-    def open(self, url: str, _flags: int = 0, _options: dict[str, Any] | None = None) -> "_Body":
+    def open(self, url: str, _flags: int = 0, options: dict[str, Any] | None = None) -> "_Body | _Decrypted":
         """What a URL leads to, as a file to read; redirects are followed, each one looked at first.
+
+        Args:
+            url: What libav asks for; "crypto+" before it is a playlist's part in AES-128.
+            options: Of an encrypted part: "key" and "iv", 16 bytes each, in hexadecimal digits.
 
         Raises:
             MediaError: It may not be connected to, does not answer, or refuses.
         """
-        return _Body(self, url)
+        if not url.startswith(_ENCRYPTED):
+            return _Body(self, url)
+        key, iv = (bytes.fromhex((options or {}).get(name, "")) for name in ("key", "iv"))
+        body = _Body(self, url.removeprefix(_ENCRYPTED))
+        if len(key) != _BLOCK or len(iv) != _BLOCK:
+            body.close()
+            raise MediaError(
+                Reason.MEDIA_UNREADABLE, f"{without_password(body.url)} is encrypted and has no key of AES-128"
+            )
+        return _Decrypted(body, key, iv)
 
     def _response(self, url: str, start: int) -> tuple[str, httpx.Response]:
         """The URL at the end of all redirects, and what it answers."""
@@ -190,7 +205,7 @@ class _Body:
     """The bytes behind a URL, as libav reads them. Seeks where the server can."""
 
     def __init__(self, http: HttpInput, url: str) -> None:
-        self._http, self._url, self._at = http, url, 0
+        self._http, self.url, self._at = http, url, 0
         self._response: httpx.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
         self._rest = b""
@@ -200,9 +215,9 @@ class _Body:
 
     def _begin(self) -> httpx.Headers:
         self.close()
-        url, response = self._http._response(self._url, self._at)
+        url, response = self._http._response(self.url, self._at)
         self._response, self._chunks, self._rest = response, response.iter_bytes(), b""
-        if url != self._url and not self._at:
+        if url != self.url and not self._at:
             return self._redirected(url, response.headers)
         return response.headers
 
@@ -221,8 +236,8 @@ class _Body:
 
     def _next(self) -> bytes:
         """What comes next; nothing at the end."""
-        self._http._check_time(self._url)
-        shown = without_password(self._url)
+        self._http._check_time(self.url)
+        shown = without_password(self.url)
         try:
             return next(self._chunks, b"")
         except httpx.TimeoutException:
@@ -255,3 +270,41 @@ class _Body:
         if self._response is not None:
             self._response.close()
             self._response = None
+
+
+class _Decrypted:
+    """A playlist's part in AES-128 (RFC 8216, 4.3.2.4: CBC, padded as PKCS #7), to be read once from its beginning."""
+
+    def __init__(self, body: _Body, key: bytes, iv: bytes) -> None:
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+        from cryptography.hazmat.primitives.padding import PKCS7
+
+        self._body, self._rest, self._over = body, b"", False
+        self._cipher, self._padding = (
+            Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor(),
+            PKCS7(8 * _BLOCK).unpadder(),
+        )
+
+    def read(self, size: int) -> bytes:
+        while not self._rest and not self._over:
+            self._rest = self._decrypted(self._body.read(max(size, _BLOCK)))
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part
+
+    def _decrypted(self, chunk: bytes) -> bytes:
+        if chunk:
+            return self._padding.update(self._cipher.update(chunk))
+        self._over = True
+        try:
+            return self._padding.update(self._cipher.finalize()) + self._padding.finalize()
+        except ValueError:
+            shown = without_password(self._body.url)
+            raise MediaError(
+                Reason.STREAM_DISCONNECTED, f"{shown} ends before its end, or its key is another"
+            ) from None
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._body.close()

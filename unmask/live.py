@@ -100,6 +100,8 @@ class LiveOptions:
     """A track that was not seen for so long ends."""
     account_every_s: float = 10.0
     """The account of the frames is told so often."""
+    phase: float = 0.0
+    """As of `Follower`: where the first regular search for faces lies, in [0, 1)."""
 
     def __post_init__(self) -> None:
         numbers = (self.memory_s, self.forget_s, self.account_every_s, self.stale_s or 1.0, self.fps or 1.0)
@@ -162,7 +164,7 @@ class LiveSession:
         if resume is not None:
             self._restore(resume)
         self._tracker = Tracker(first_id=self._last_track + 1)
-        self._follower = Follower(None)
+        self._follower = self._new_follower()
         self._seen: dict[int, tuple[int, float]] = {}  # of each track: the frame in which it was scored last, and when
         self._break: tuple[int, Reason] = (0, Reason.INTERRUPTED)
         self._cut = False
@@ -203,6 +205,9 @@ class LiveSession:
             "resets": dict(self.resets),
             "reconnects": dict(self.reconnects),
         }
+
+    def _new_follower(self) -> Follower:
+        return Follower(None, phase=self.options.phase)
 
     def _restore(self, snapshot: Mapping[str, Any]) -> None:
         if snapshot.get("version") != _SNAPSHOT:
@@ -297,7 +302,7 @@ class LiveSession:
     def _mark(self, gap: Gap) -> list[Event]:
         """No window goes past a gap, and no face is looked for where it was."""
         self._interrupt(gap.reason)
-        self._follower = Follower(None)
+        self._follower = self._new_follower()
         self._cut = self._cut or gap.reason is Reason.RESOLUTION_CHANGED
         return [self._event("gap", **asdict(gap))]
 
@@ -325,7 +330,7 @@ class LiveSession:
             faces, features_ND = await self._scored_elsewhere(frame)
         except Exception as error:
             self._warn(error)
-            self._follower = Follower(None)
+            self._follower = self._new_follower()
             return events + self._lose(frame.pts_s, Reason.SCORER_FAILED)
         return events + self._conclude(item, faces, features_ND)
 

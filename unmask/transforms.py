@@ -173,13 +173,14 @@ def normalised(pixels_NHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
         preprocessing: The model's.
 
     Returns:
-        float32 (N, 3, H, W) on the same device.
+        float32 (N, 3, H, W) on the same device; on a CPU, whose convolutions are faster then, in channels-last memory.
     """
     device = pixels_NHWC.device
+    memory = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     # ((x / 255) - mean) / std as one multiplication and one addition.
     std_C11 = torch.tensor(preprocessing.std, device=device).view(3, 1, 1)
     mean_C11 = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1)
-    inputs_N3HW = pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    inputs_N3HW = pixels_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory)
     return inputs_N3HW.mul_(1 / (255.0 * std_C11)).sub_(mean_C11 / std_C11)
 
 

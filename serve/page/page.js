@@ -195,7 +195,7 @@ function card(stream) {
     pause.setAttribute("aria-label", `${pause.textContent} ${now.name}`);
     const size = now.media?.width ? `${now.media.width} × ${now.media.height}` : null;
     const again = Object.values(now.reconnects).reduce((a, b) => a + b, 0);
-    facts.replaceChildren(...[now.url, size, account(now.frames), again ? `${again} reconnections` : null].filter(Boolean).map((t) => make("span", {}, t)));
+    facts.replaceChildren(...[now.url, size, account(now.frames), again ? `${again} ${again === 1 ? "attempt" : "attempts"} to reconnect` : null].filter(Boolean).map((t) => make("span", {}, t)));
   };
   update(stream);
   return { node, update, stop };

@@ -16,6 +16,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.padding import PKCS7
 
 from tests import clips
 from tests.clips import ENCODINGS
@@ -385,6 +387,24 @@ def test_a_playlist_is_played_and_leads_to_no_files(clip: Path, tmp_path: Path) 
         with watching(f"{url}/far.m3u8", retry="established") as watcher:
             watcher.finish()
             assert not watcher.frames
+
+
+@pytest.mark.parametrize("given", ["the key", "another key", "no key", "half a part"])
+def test_an_encrypted_playlist_is_played_with_its_key_only(clip: Path, tmp_path: Path, given: str) -> None:
+    key, iv = bytes(range(16)), bytes(range(100, 116))
+    padder, cipher = PKCS7(128).padder(), Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
+    plain = padder.update(clips.remuxed(clip, tmp_path / "part.ts").read_bytes()) + padder.finalize()
+    part = cipher.update(plain) + cipher.finalize()
+    method = f'#EXT-X-KEY:METHOD=AES-128,URI="key",IV=0x{iv.hex()}'
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n{method}\n#EXTINF:2.0,\npart.ts\n#EXT-X-ENDLIST\n"
+    keys = {"the key": {"/key": key}, "half a part": {"/key": key}, "another key": {"/key": iv}, "no key": {}}
+    files = {"/list.m3u8": playlist.encode(), "/part.ts": part[:6001] if given == "half a part" else part}
+    with serving({**files, **keys[given]}) as url, watching(f"{url}/list.m3u8", retry="established") as watcher:
+        watcher.finish()
+        assert len(watcher.frames) == 10 if given == "the key" else len(watcher.frames) < 10
+        if given in ("another key", "no key"):
+            assert not watcher.frames
+            assert watcher.source.state is StreamState.FAILED  # type: ignore[attr-defined]
 
 
 def test_a_playlist_that_moved_leads_to_where_it_is_now(clip: Path, tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_follows_a_drifting_face(detector: MTCNN) -> None:
     assert np.mean(ious) >= 0.9
 
 
+def test_followers_of_other_phases_search_other_frames_that_come_together(detector: MTCNN) -> None:
+    still, searched = drifting(0), {}
+    for phase in (0.0, 0.25, 0.6):
+        follower = Follower(detector, search_every_s=0.5, phase=phase)
+        flags = []
+        for index in range(10):
+            follower(still, index / 5.0)
+            flags.append(follower.searched)
+        searched[phase] = [index for index, flag in enumerate(flags) if flag]
+    assert searched == {0.0: [0, 3, 6, 9], 0.25: [0, 2, 5, 8], 0.6: [0, 1, 4, 7]}
+
+
 def test_searches_every_so_often_in_frames_and_in_time(detector: MTCNN) -> None:
     still = drifting(0)
     by_frames, by_time = Follower(detector, search_every=4, search_every_s=9), Follower(detector, search_every_s=0.2)

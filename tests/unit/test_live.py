@@ -12,7 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import TypeAdapter
 
+from serve.events import StreamEvent
 from unmask.checkpoints import Description
 from unmask.errors import Reason, UsageError
 from unmask.frame_queue import Gap, LiveFrame, Lost, StateChange, StreamState
@@ -25,6 +27,7 @@ from unmask.streams import StreamOptions
 from unmask.window import RollingWindow
 
 SIDE = 240
+SCHEMA: TypeAdapter[Any] = TypeAdapter(StreamEvent)
 # Cut off, and pointing outside.
 BROKEN_EXIF = [
     b"Exif\0\0" + rest
@@ -96,9 +99,17 @@ def feed(session: LiveSession, *items: Any) -> list[Event]:
 
     events = asyncio.run(all_of_them())
     counts = session.frames  # checks that received = scored + dropped
-    assert json.loads(json.dumps(events, allow_nan=False))
+    check(events)
     assert counts.received >= counts.scored
     return events
+
+
+def check(events: list[Event]) -> None:
+    """They are what the service's description says: no field is missing, and none is there besides."""
+    plain = json.loads(json.dumps(events, allow_nan=False))
+    assert plain
+    for event in plain:
+        SCHEMA.validate_python(event)
 
 
 def kinds(events: list[Event]) -> list[str]:
@@ -305,6 +316,7 @@ def test_nothing_grows(temporal: tuple[ForgeryModel, Description]) -> None:
 def test_the_end_tells_the_account_once(session: LiveSession) -> None:
     feed(session, *(frame(k) for k in range(5)), Lost(1.0, Reason.INTERRUPTED, 4))
     events = session.finish(Reason.INTERRUPTED)
+    check(session.begin() + events)
     assert kinds(events) == ["track_end", "end"]
     end = events[-1]
     assert end["frames"] == {"received": 9, "scored": 5, "dropped": {Reason.INTERRUPTED: 4}}
@@ -315,6 +327,7 @@ def test_the_end_tells_the_account_once(session: LiveSession) -> None:
 def test_a_stream_that_failed_says_why(session: LiveSession) -> None:
     feed(session, StateChange(StreamState.FAILED, Reason.STREAM_AUTH_FAILED, "Check the password."))
     end = session.finish()[-1]
+    check([end])
     assert (end["status"], end["error"]) == (
         "failed", {"code": Reason.STREAM_AUTH_FAILED, "message": "Check the password."},
     )  # fmt: skip

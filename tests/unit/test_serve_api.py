@@ -1,10 +1,12 @@
 """What the door says itself: addresses that are none, and where an event stream begins."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -23,12 +25,16 @@ class Desk:
     def __init__(self, store: Store) -> None:
         self._journal = Journal(store)
         self.asked: list[int | None] = []
+        self.counted: list[Any] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     def __getattr__(self, name: str) -> Method:
         return Method(getattr(self, f"_{name}"))
 
     async def _count(self, numbers: Any) -> None:
-        del numbers
+        await self.answers.wait()
+        self.counted += numbers
 
     async def _events(self, owner: str, after: int | None, wait_s: float, last: int = 0) -> dict[str, Any]:
         self.asked.append(after)
@@ -90,3 +96,63 @@ def test_addresses_that_are_none_say_so_like_all_refusals(
     answer = http.request(method, path)
     assert answer.status_code == status
     assert ErrorResponse.model_validate(answer.json()).error.code == code
+
+
+def test_who_is_refused_does_not_wait_for_a_desk_that_is_lost(tmp_path: Path, desk: Desk) -> None:
+    async def refused() -> None:
+        api = make_api(Settings(state=tmp_path), DeskClient(desk), frozenset())
+        transport = httpx.ASGITransport(api, client=("127.0.0.1", 1))
+        async with asyncio.timeout(5), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+            desk.answers.clear()
+            for _ in range(3):
+                assert (await http.get("/v1/none")).status_code == 404
+            assert not desk.counted
+            desk.answers.set()
+            while sum(growth[0] for _, _, growth in desk.counted) < 3:
+                await asyncio.sleep(0.01)
+        assert {labels for _, labels, _ in desk.counted} == {("NOT_FOUND",)}
+
+    asyncio.run(refused())
+
+
+def test_refusals_that_the_desk_could_not_take_are_told_later(
+    tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.client._ANSWER_S", 0.05)
+
+    async def refused() -> None:
+        api = make_api(Settings(state=tmp_path), DeskClient(desk), frozenset())
+        transport = httpx.ASGITransport(api, client=("127.0.0.1", 1))
+        async with asyncio.timeout(5), httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+            desk.answers.clear()
+            await http.get("/v1/none")
+            while len(asyncio.all_tasks()) > 1:  # the desk's time is not over yet
+                await asyncio.sleep(0.01)
+            desk.answers.set()
+            await http.get("/v1/none")
+            while not desk.counted:
+                await asyncio.sleep(0.01)
+        assert desk.counted == [("unmask_refusals", ("NOT_FOUND",), [2.0])]
+
+    asyncio.run(refused())
+
+
+def test_the_description_names_every_event_and_where_a_key_is_needed(tmp_path: Path) -> None:
+    api = make_api(Settings(state=tmp_path), DeskClient(None), frozenset())
+    described = api.openapi()
+    schemas, paths = described["components"]["schemas"], described["paths"]
+
+    def told(path: str, word: str) -> list[Any]:
+        schema = paths[path]["get"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+        assert "type" not in schema
+        return [schemas[option["$ref"].rpartition("/")[2]] for option in schema[word]]
+
+    events = told("/v1/streams/{stream_id}/events", "oneOf")
+    kinds = {event["properties"]["event"]["const"] for event in events}
+    assert kinds == {"start", "state", "gap", "score", "dropped", "track_end", "account", "end"}
+    assert [list(e["properties"]) for e in told("/v1/analyses/{analysis_id}/events", "anyOf")] == [
+        ["ahead"], ["done"], ["result"],
+    ]  # fmt: skip
+    (scheme,) = described["components"]["securitySchemes"]
+    asked = {path: [{scheme: []}] == method.get("security") for path, of in paths.items() for method in of.values()}
+    assert {path for path, needed in asked.items() if not needed} == {"/healthz"}

@@ -1,6 +1,7 @@
 """Analyses always end: where their process dies or hangs, the model is gone, or the disk is full."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from serve.schemas import VideoResult
 from serve.settings import Settings
 from serve.store import AnalysisRecord, Store
 from tests.actors import Method, ended
+from tests.callbacks import failing
 from tests.clips import clip
 from unmask.checkpoints import Description
 from unmask.presets import DEFAULT_MODEL, resolve
@@ -131,3 +133,33 @@ def test_a_model_that_was_changed_or_is_gone_is_an_answer(
     *_, last = analyst.analyze({**whole, "path": str(film), "spec": spec, "sha256": sha256})
     assert last["result"]["error"]["code"] == code
     VideoResult.model_validate(last["result"])
+
+
+def test_a_callback_that_is_owed_outlives_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.callbacks._CALL_PAUSE_S", 60.0)
+    result = {"status": "failed", "error": {"code": "not_a_video", "message": "x"}}
+    settings = Settings(state=tmp_path, allow_private=True)
+
+    async def told(store: Store, record: AnalysisRecord | None, enough: Callable[[], bool]) -> None:
+        """A service's life, up to a moment."""
+        bench = Bench(settings, Journal(store), Meter(), lambda _: Process(dict), lambda _: None)
+        bench.begin()
+        if record is not None:
+            bench._finish(record, result)
+        try:
+            async with asyncio.timeout(10):
+                while not enough():
+                    await asyncio.sleep(0.01)
+        finally:
+            await ended(bench._tasks)
+
+    with Store(tmp_path / "s") as store, failing(times=1) as server:
+        request = {"path": "x", "model": "default", "callback_url": f"http://127.0.0.1:{server.server_port}/"}
+        record = AnalysisRecord(id="a0", state="running", input="x.mp4", created_s=0.0, request=request)
+        store.put_analysis(record)
+        asyncio.run(told(store, record, lambda: len(server.taken) == 1))
+        assert [r.id for r in store.with_callback("owed")] == ["a0"]
+        asyncio.run(told(store, None, lambda: bool(store.with_callback("delivered"))))
+        assert len(server.taken) == 2
+        assert not store.with_callback("owed")
+        assert json.loads(server.taken[1][1])["result"] == result

@@ -134,6 +134,8 @@ def test_the_secret_of_callbacks_is_made_once(tmp_path: Path) -> None:
         "api_key=hunter2&x=1",
         '{"password": "hunter2", "a": 1}',
         "protocol key, token: hunter2",
+        "rtsp://ann:my/hunter2@cam.example:554/1 cannot be reached",
+        "'https://cam.example/live?sig=hunter2&w=1' answered 403",
     ],
 )
 def test_logs_hold_no_credentials(text: str) -> None:

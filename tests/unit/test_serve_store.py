@@ -36,6 +36,15 @@ def test_everything_is_there_after_closing(tmp_path: Path) -> None:
         assert store.append([event("an-1", 2)])[0].id > first[-1].id
 
 
+def test_the_store_needs_no_memory_shared_with_others(tmp_path: Path) -> None:
+    """So it may lie on a network's file system: https://www.sqlite.org/wal.html#noshm."""
+    with Store(tmp_path / "unmask.sqlite") as store:
+        store.put_stream(STREAM)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "unmask.sqlite", "unmask.sqlite-wal", "unmask.sqlite.lock",
+        ]  # fmt: skip
+
+
 def test_a_killed_process_loses_nothing_that_it_wrote(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from serve.store import Event, Store\n"

@@ -20,7 +20,7 @@ def test_input_is_normalised_and_in_rgb_order() -> None:
     inputs_N3HW = to_tensor([crop, crop], preprocessing)
     assert inputs_N3HW.shape == (2, 3, 16, 16)
     assert inputs_N3HW.dtype == torch.float32
-    assert inputs_N3HW.is_contiguous()
+    assert inputs_N3HW.is_contiguous(memory_format=torch.channels_last)
     for channel, value in enumerate((1.0, -1.0, 0.5)):
         torch.testing.assert_close(inputs_N3HW[:, channel], torch.full((2, 16, 16), value))
 
