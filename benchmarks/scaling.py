@@ -1,15 +1,18 @@
 """How Ray scales our kind of stream: one to eight simulated nodes, compute stubbed by sleeps of measured durations.
 
-    python -m benchmarks.scaling [--nodes 1,2,4,8] [--decode-s 1.1] [--detect-s 1.0] [--out scaling.json]
-    python -m benchmarks.scaling --extrapolate-only
+    python -m benchmarks.scaling [--nodes 1,2,4,8] [--decode-s 1.1] [--detect-s 1.0] [--stretch 4] [--out scaling.json]
+    python -m benchmarks.scaling --extrapolate-only [--detect-s 0.1]
 
 Each node is a raylet of its own with decoders' CPUs and a detector's (counted) GPU. The stream is shaped as that of
 `preprocess`: a block a unit, decoding in tasks, detection in a fixed pool of actors, receipts to the driver. A sleep
 takes no CPU, so several nodes fit on one machine, as far as their own processes leave it any: what is measured is what
-scheduling, transport and the driver cost. Linearity is the rate of N nodes over N times the rate of one.
+scheduling, transport and the driver cost. Linearity is the rate of N nodes over N times the rate of one. Where
+Ray's own processes for eight nodes keep all cores of the machine busy, `--stretch` makes units longer (as if one held
+several videos); what a unit costs beside its sleeps stays what it is.
 
 The model behind the extrapolation: a unit costs its bottleneck's seconds on one worker, plus the measured overhead; N
-workers do N at once, until the driver, which spends its own CPU seconds a unit, is busy all the time.
+workers do N at once, until the driver is busy all the time. It spends CPU on its own whatever comes, and some on each
+unit: a line through the measured clusters says how much.
 """
 
 import argparse
@@ -20,7 +23,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +31,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["Measured", "Prices", "Study", "extrapolate", "main", "measure"]
+__all__ = ["Driver", "Measured", "Prices", "Study", "driver_of", "extrapolate", "main", "measure"]
 
 _BLOCK_BYTES = 4 * 2**20
 _STORE_BYTES = 128 * 2**20
@@ -43,7 +46,9 @@ class Study:
     decode_s: float = 1.1
     """Of a unit of 32 frames, on one CPU: `benchmarks.decode` took 12.2 s for eleven clips."""
     detect_s: float = 1.0
-    """Of a unit, on one GPU."""
+    """Of a unit, in one detector: what a CPU took for these clips (`benchmarks.preprocess`); no GPU was there."""
+    stretch: float = 1.0
+    """Units sleep so many times as long as that."""
     units: int = 40
     """Units of each node."""
     decoders: int = 2
@@ -61,8 +66,8 @@ class Measured:
     """The same if scheduling and transport took no time."""
     overhead_ms: float
     """Of a unit, on its bottleneck's worker."""
-    driver_cpu_ms: float
-    """CPU of the driver's process, a unit."""
+    driver_cpu: float
+    """Share of a CPU that the driver's process was busy."""
     driver_mb: float
     """Its resident memory at the end."""
     store_mb: float
@@ -77,6 +82,16 @@ class Prices:
     """A machine with one V100, and eight CPUs."""
     cpu: float = 0.0425
     """A CPU of a machine without a GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver:
+    """What the driver's process costs."""
+
+    base: float
+    """Share of a CPU, whatever comes."""
+    unit_ms: float
+    """CPU of a unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +142,13 @@ def measure(nodes: int, study: Study) -> Measured:
         driver_mb = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     first, last = _middle(nodes, [unit.worker for unit in done])
     units_s = (last - first) / (done[last].at_s - done[first].at_s)
-    ideal = nodes * min(study.decoders / study.decode_s, 1 / study.detect_s)
+    ideal = nodes * min(study.decoders / study.decode_s, 1 / study.detect_s) / study.stretch
     return Measured(
         nodes=nodes,
         units_s=units_s,
         ideal_units_s=ideal,
         overhead_ms=1000 * (nodes / units_s - nodes / ideal),
-        driver_cpu_ms=1000 * (done[last].driver_cpu_s - done[first].driver_cpu_s) / (last - first),
+        driver_cpu=(done[last].driver_cpu_s - done[first].driver_cpu_s) / (done[last].at_s - done[first].at_s),
         driver_mb=driver_mb,
         store_mb=peak[0] / 2**20,
     )
@@ -185,12 +200,13 @@ def _stream(nodes: int, study: Study) -> list[_Unit]:
     count = nodes * study.units
     source = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in range(count)])
     stream = source.map_batches(
-        cast("Any", decode), fn_kwargs={"seconds": study.decode_s}, batch_size=None, batch_format="pyarrow",
-        zero_copy_batch=True,
+        cast("Any", decode), fn_kwargs={"seconds": study.decode_s * study.stretch},
+        batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
         compute=ray.data.TaskPoolStrategy(nodes * study.decoders), num_cpus=1,
     ).map_batches(
-        Detect, fn_constructor_kwargs={"seconds": study.detect_s}, batch_size=1, batch_format="pyarrow",
-        zero_copy_batch=True, compute=ray.data.ActorPoolStrategy(size=nodes, max_tasks_in_flight_per_actor=2),
+        Detect, fn_constructor_kwargs={"seconds": study.detect_s * study.stretch},
+        batch_size=1, batch_format="pyarrow", zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=nodes, max_tasks_in_flight_per_actor=2),
         num_cpus=0, num_gpus=1,
     )  # fmt: skip
     done: list[_Unit] = []
@@ -225,19 +241,28 @@ def _store_peak() -> Iterator[list[float]]:
         thread.join()
 
 
-def extrapolate(study: Study, overhead_ms: float, driver_ms: float, prices: Prices) -> list[dict[str, float]]:
+def driver_of(found: Sequence[Measured]) -> Driver:
+    """What the driver costs, by a straight line (least squares) through clusters of several sizes."""
+    rates, shares = np.array([m.units_s for m in found]), np.array([m.driver_cpu for m in found])
+    slope = float(np.polyfit(rates, shares, 1)[0]) if len(found) > 1 else float(shares[0] / rates[0])
+    slope = max(slope, 0.0)
+    return Driver(base=max(float(np.mean(shares - slope * rates)), 0.0), unit_ms=1000 * slope)
+
+
+def extrapolate(study: Study, overhead_ms: float, driver: Driver, prices: Prices) -> list[dict[str, float]]:
     """Hours and dollars of whole datasets, by the model in this module's head.
 
     Args:
         study: Seconds of a unit; a video is one unit of 32 frames.
         overhead_ms: Of a unit on a GPU's worker.
-        driver_ms: CPU of the driver a unit.
+        driver: What the driver costs.
         prices: Of machines.
     """
     rows = []
+    most = 1000 * (1 - driver.base) / driver.unit_ms if driver.unit_ms > 0 else float("inf")
     for gpus in (1, 8, 64):
         each_s = study.detect_s + overhead_ms / 1000
-        rate = min(gpus / each_s, 1000 / driver_ms if driver_ms > 0 else float("inf"))
+        rate = min(gpus / each_s, most)
         cpus = rate * (study.decode_s + overhead_ms / 1000)
         dollars_h = gpus * prices.gpu + max(cpus - 8 * gpus, 0) * prices.cpu
         for videos in (100_000, 10_000_000):
@@ -266,19 +291,20 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=_STUDY.units, help="of each node")
     parser.add_argument("--decode-s", type=float, default=_STUDY.decode_s, help="seconds of a unit of 32 frames")
     parser.add_argument("--detect-s", type=float, default=_STUDY.detect_s)
+    parser.add_argument("--stretch", type=float, default=_STUDY.stretch, help="units sleep so many times as long")
     parser.add_argument("--gpu-price", type=float, default=_PRICES.gpu, help="dollars an hour")
     parser.add_argument("--cpu-price", type=float, default=_PRICES.cpu)
-    parser.add_argument("--overhead-ms", type=float, default=50.0, help="with --extrapolate-only")
-    parser.add_argument("--driver-ms", type=float, default=10.0, help="with --extrapolate-only")
+    parser.add_argument("--overhead-ms", type=float, default=120.0, help="of a unit, with --extrapolate-only")
+    parser.add_argument("--driver-ms", type=float, default=19.0, help="CPU a unit, with --extrapolate-only")
+    parser.add_argument("--driver-base", type=float, default=0.033, help="share of a CPU, with --extrapolate-only")
     parser.add_argument("--extrapolate-only", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    study = Study(decode_s=given.decode_s, detect_s=given.detect_s, units=given.units)
+    study = Study(decode_s=given.decode_s, detect_s=given.detect_s, stretch=given.stretch, units=given.units)
     found = [] if given.extrapolate_only else [_shown(measure(n, study)) for n in given.nodes]
-    overhead, driver = given.overhead_ms, given.driver_ms
+    overhead, driver = given.overhead_ms, Driver(base=given.driver_base, unit_ms=given.driver_ms)
     if found:
-        last = found[-1]
-        overhead, driver = max(last.overhead_ms, 0.0), last.driver_cpu_ms
+        overhead, driver = max(0.0, *(m.overhead_ms for m in found)), driver_of(found)
         for row in found[1:]:
             linear = row.units_s / row.nodes / (found[0].units_s / found[0].nodes)
             verdict = "met" if linear >= 0.95 else "missed"
@@ -293,16 +319,17 @@ def main() -> None:
 def _shown(row: Measured) -> Measured:
     print(
         f"{row.nodes} nodes: {row.units_s:.2f} units/s of {row.ideal_units_s:.2f}; overhead {row.overhead_ms:.0f} ms a "
-        f"unit; driver {row.driver_cpu_ms:.1f} ms CPU a unit, {row.driver_mb:.0f} MiB; stores {row.store_mb:.0f} MiB",
+        f"unit; driver {100 * row.driver_cpu:.1f}% of a CPU, {row.driver_mb:.0f} MiB; stores {row.store_mb:.0f} MiB",
         flush=True,
     )
     return row
 
 
-def _show_costs(rows: list[dict[str, float]], study: Study, overhead_ms: float, driver_ms: float) -> None:
+def _show_costs(rows: list[dict[str, float]], study: Study, overhead_ms: float, driver: Driver) -> None:
     print(
         f"\nAssumed: {study.decode_s:g} s to decode and {study.detect_s:g} s to detect a video of one unit, "
-        f"{overhead_ms:.0f} ms overhead a unit, {driver_ms:.1f} ms CPU of the driver; storage is never the limit."
+        f"{overhead_ms:.0f} ms overhead a unit, a driver that is busy for {100 * driver.base:.1f}% of a CPU and "
+        f"{driver.unit_ms:.1f} ms a unit; storage is never the limit."
     )
     print(f"{'GPUs':>5} {'videos':>11} {'hours':>9} {'decoding CPUs':>14} {'$ per 1,000':>12}")
     for row in rows:

@@ -1,11 +1,12 @@
 """Jobs on a cluster, by Ray's job API: hand one in, follow what it says, learn its exit code, stop it."""
 
 import asyncio
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ PACKAGES = ("unmask", "pipelines", "train", "serve", "cluster")
 # Ray refuses more than 512 MiB; this much is somebody's data and no code.
 _MOST_BYTES = 100 * 2**20
 _POLL_S, _STOP_S, _KNOCK_S = 1.0, 60.0, 10.0
+# A head that is restarted answers again within about this time.
+_AWAY_S = 120.0
 _OUR_STOP = 130
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 
@@ -88,6 +91,7 @@ class JobServer:
         self.address = address or os.environ.get(_ADDRESS) or os.environ["RAY_ADDRESS"]
         from ray.job_submission import JobSubmissionClient
 
+        logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of uploads and connections
         with self._telling("reached"):
             _knock(self.address)
             self._client = JobSubmissionClient(self.address)
@@ -118,7 +122,6 @@ class JobServer:
         working_dir: Path | None,
         cpus: float = 0.0,
         gpus: float = 0.0,
-        env: Mapping[str, str] | None = None,
     ) -> str:
         """Hand a job in.
 
@@ -128,14 +131,11 @@ class JobServer:
             working_dir: Travels there and is where it works; None for what is installed there.
             cpus: That its driver holds.
             gpus: The same.
-            env: Variables of its environment.
 
         Returns:
             Its id.
         """
-        runtime: dict[str, Any] = {"env_vars": dict(env or {})}
-        if working_dir is not None:
-            runtime["working_dir"] = str(working_dir)
+        runtime = {} if working_dir is None else {"working_dir": str(working_dir)}
         with self._telling("asked"):
             return str(
                 self._client.submit_job(
@@ -160,7 +160,7 @@ class JobServer:
         shown = 0
         while True:
             shown = asyncio.run(self._tail(job, shown, write))
-            info = self._info(job)
+            info = self._patiently(job)
             if info.status.is_terminal():
                 write(self._logs(job)[shown:])
                 return _code(info, write)
@@ -182,6 +182,17 @@ class JobServer:
         with self._telling("asked"):
             return self._client.get_job_info(job)
 
+    def _patiently(self, job: str) -> Any:
+        """As `_info`, where nobody may answer for a while."""
+        deadline = time.monotonic() + _AWAY_S
+        while True:
+            try:
+                return self._info(job)
+            except UsageError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
+
     def _logs(self, job: str) -> str:
         with self._telling("asked"):
             return str(self._client.get_job_logs(job) or "")
@@ -191,7 +202,7 @@ class JobServer:
         with self._telling("asked"):
             self._client.stop_job(job)
         deadline = time.monotonic() + _STOP_S
-        while not self._info(job).status.is_terminal():
+        while not self._patiently(job).status.is_terminal():
             if time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_S)

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unmask.errors import UsageError
 
@@ -23,6 +25,7 @@ DECODES = "unmask_decode"
 
 # Ray talks to the console in C++, too; what matters reaches the user as one sentence.
 _DEFAULTS = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DEDUP_LOGS": "1"}
+_KNOCK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,9 @@ def _connect(address: str | None, scratch: str | None, cpus: int | None) -> None
                         _temp_dir=scratch,
                     )
                 else:
+                    _knock(address)
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            _leave_standard_output()
             return
         except Exception as error:  # of any class
             ray.shutdown()
@@ -110,6 +115,30 @@ def _connect(address: str | None, scratch: str | None, cpus: int | None) -> None
                 if address
                 else f"Ray cannot be started on this machine ({cause}); see what else runs there, or give --address"
             ) from None
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens: Ray itself tries for minutes.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+
+
+def _leave_standard_output() -> None:
+    """Let Ray tell its errors on standard error: it prints them among our results, and no setting of its own helps."""
+    import ray._private.worker as there
+
+    said: Any = there.print_to_stdstream
+    if said.__module__ != __name__:
+
+        def print_to_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
+            said({**data, "is_err": True}, ignore_prefix)
+
+        there.print_to_stdstream = print_to_stderr
 
 
 def _end_daemons(scratch: str) -> None:

@@ -7,8 +7,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --output=%x-%j.log
-# Time to write the last state: the same command goes on from there.
-#SBATCH --signal=B:TERM@120
+# Where the time runs out, the same command goes on from the last state that it wrote (an epoch, or save_every_steps).
 set -euo pipefail
 
 if [ $# -eq 0 ]; then

@@ -64,15 +64,18 @@ def submit(
     server = JobServer(behind or address)
     entrypoint = shlex.join(["python", "-m", COMMANDS[command], *words])
     name = f"unmask-{command}-{secrets.token_hex(4)}"
-    with packed(working_dir.resolve(), include or ()) if pack else nullcontext() as folder:
-        job = server.begin(entrypoint, name=name, working_dir=folder, cpus=driver_cpus, gpus=driver_gpus)
-    say(f"Job {job} on {server.address}")
-    if not follow:
-        return
+    begun = False
     try:
-        code = server.follow(job, _write)
+        with packed(working_dir.resolve(), include or ()) if pack else nullcontext() as folder:
+            begun = True  # an interrupt while it is handed in comes too late to say that it was not
+            server.begin(entrypoint, name=name, working_dir=folder, cpus=driver_cpus, gpus=driver_gpus)
+        say(f"Job {name} on {server.address}")
+        if not follow:
+            return
+        code = server.follow(name, _write)
     except KeyboardInterrupt:
-        _interrupted(server, job, stop=stop)
+        if begun:
+            _interrupted(server, name, stop=stop)
         raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(code)
 

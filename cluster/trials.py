@@ -75,7 +75,8 @@ class Nodes:
                 found[name] = ray.get(call, timeout=_PATIENCE_S)
             except Exception as error:  # of many classes
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                raise TrialError(f"node {name}: {lines[-1][:300] if lines else type(error).__name__}") from None
+                said = lines[-1].removeprefix("RuntimeError: ")[:300] if lines else type(error).__name__
+                raise TrialError(f"node {name}: {said}") from None
         return found
 
 

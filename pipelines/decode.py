@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.ledger import begin, end
 from pipelines.pairs import SourceFaces
-from pipelines.parcels import Outcome, Parcel, Part, to_row
+from pipelines.parcels import QUARANTINED, Outcome, Parcel, Part, to_row
 from pipelines.supervisor import Batch, Decoder
 from pipelines.units import Committed, committed, is_whole
 from pipelines.work import Work
@@ -37,7 +37,6 @@ __all__ = ["decode_shards", "local_copy"]
 _MOST_NEWS, _SILENCE_S = 256, 20.0
 # Videos in a row that cannot be fetched, before it is put down to their bucket.
 _MOST_UNREACHABLE = 5
-_QUARANTINED = {Reason.DECODER_CRASHED, Reason.DECODER_HUNG, Reason.WORKER_LOST}
 
 # One a worker process, for all of its tasks.
 _decoders: dict[tuple[object, ...], Decoder] = {}
@@ -137,7 +136,7 @@ class _Shard:
                 raise  # not this file, but where all of them lie
             self._end(position, "failed", Reason.MISSING_FILE if missing else error.reason, error.message)
         except UnmaskError as error:
-            status = "quarantined" if error.reason in _QUARANTINED else "failed"
+            status = "quarantined" if error.reason in QUARANTINED else "failed"
             self._end(position, status, error.reason, error.message)
         except OSError as error:
             if error.errno == errno.ENOSPC:

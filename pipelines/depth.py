@@ -6,12 +6,15 @@
 Where only their features are wanted, a row holds what a backbone says of the map in place of the map: some hundred
 numbers of half precision, a hundredth of its bytes.
 
-A shard's table is written whole, as the other products are: whoever is killed, the next run makes what is missing.
+A shard's table is written whole, as the other products are: whoever is killed, the next run makes what is missing. It
+says of which faces it is: where a shard was preprocessed again, or a crop was damaged, the next run makes it again.
 
 Axes: N faces, D features, H rows, W columns.
 """
 
+import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import EmbedOptions, digest
-from unmask.errors import StorageError, UnmaskError
+from unmask.errors import DamagedError, StorageError, UnmaskError
 from unmask.products import Products, shard_name
 from unmask.storage import Store
 
@@ -34,7 +37,17 @@ if TYPE_CHECKING:
     from pipelines.work import Work
     from unmask.depth import DepthEstimator
 
-__all__ = ["DEPTH", "DEPTH_FEATURES", "DEPTH_WEIGHTS", "DepthMaker", "DepthOptions", "DepthStage", "make_depth"]
+__all__ = [
+    "DEPTH",
+    "DEPTH_FEATURES",
+    "DEPTH_WEIGHTS",
+    "DepthMaker",
+    "DepthOptions",
+    "DepthStage",
+    "make_depth",
+    "shares",
+    "unmade",
+]
 
 DEPTH_WEIGHTS = "depth-anything/Depth-Anything-V2-Small-hf"
 """As `unmask.depth.DEPTH_MODEL`, which takes PyTorch to import."""
@@ -54,6 +67,7 @@ DEPTH_FEATURES = pa.schema([*_ROW, pa.field("features", pa.list_(pa.float16())),
 
 _BATCH = 16
 _RETRIES = 3
+_FACES = b"faces"  # in a table's metadata: the digest of the table of faces that it follows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,14 +145,15 @@ class DepthMaker:
         Raises:
             StorageError: Something cannot be read or written.
         """
-        faces = Products(store).faces(shard)
+        of, faces = _faces_digest(store, shard), Products(store).faces(shard)
         found: list[tuple[Any, str | None]] = []
         for start in range(0, len(faces), _BATCH):
             found += self._rows(list(_crops(store, faces.slice(start, _BATCH))))
         schema = DEPTH if self._embedder is None else DEPTH_FEATURES
         columns = [faces[name] for name in ("video", "frame", "face")]
         columns += [pa.array([each[n] for each in found], schema.field(n + 3).type) for n in (0, 1)]
-        store.write_table(shard_name(f"depth/{key}", shard), pa.table(columns, schema=schema))
+        table = pa.table(columns, schema=schema.with_metadata({_FACES: of}))
+        store.write_table(shard_name(f"depth/{key}", shard), table)
         return dict(Counter(why or "done" for _, why in found))
 
     def _rows(self, crops: list[NDArray[np.uint8] | None]) -> list[tuple[Any, str | None]]:
@@ -186,7 +201,10 @@ class DepthStage:
 
 
 def _crops(store: Store, faces: pa.Table) -> Iterator[NDArray[np.uint8] | None]:
-    """Each crop by itself, so that a damaged one takes no other with it; None for that one."""
+    """Each crop by itself, so that a damaged one takes no other with it; None for that one.
+
+    A place that cannot be read says nothing of its crops: that is an error, and the shard is made another time.
+    """
     products = Products(store)
     for n in range(len(faces)):
         row = faces.slice(n, 1)
@@ -194,11 +212,47 @@ def _crops(store: Store, faces: pa.Table) -> Iterator[NDArray[np.uint8] | None]:
             raise StorageError(f"{store.shown} holds no crops; preprocess with `crops` among the products")
         try:
             ((_, crop_HWC),) = products.crops(row)
-        except StorageError:
-            if not store.exists(row["crop_file"][0].as_py()):
-                raise
+        except DamagedError:
             crop_HWC = None
         yield crop_HWC
+
+
+def _faces_digest(store: Store, shard: int) -> bytes:
+    return hashlib.sha256(store.read(shard_name("faces", shard))).hexdigest().encode()
+
+
+def unmade(store: Store, key: str, shards: int) -> list[int]:
+    """The shards whose depth table is not there, is of other faces than are there now, or lacks damaged crops.
+
+    Raises:
+        StorageError: Something cannot be read.
+    """
+    there = set(store.names(f"depth/{key}"))
+    names = [shard_name(f"depth/{key}", shard) for shard in range(shards)]
+    return [n for n, name in enumerate(names) if name not in there or not _is_current(store, n, name)]
+
+
+def _is_current(store: Store, shard: int, name: str) -> bool:
+    table = store.read_table(name, ["reason"])
+    same = (table.schema.metadata or {}).get(_FACES) == _faces_digest(store, shard)
+    return same and "crop_damaged" not in table["reason"].to_pylist()
+
+
+def shares(device: str, cpus: float, gpus: float, actors: int | None, shards: int) -> tuple[int, float]:
+    """How many actors share the work, and what part of a GPU each of them reserves.
+
+    Args:
+        device: As in `DepthOptions`.
+        cpus: Of the cluster.
+        gpus: Of the cluster.
+        actors: As in `make_depth`; left open, one for each GPU, or for each CPU where none is used.
+        shards: How many are left to make.
+    """
+    uses_gpus = device != "cpu" and gpus >= 1
+    most = max(int(min(cpus, gpus) if uses_gpus else cpus), 1)
+    count = min(actors or most, shards)
+    # All on one GPU must fit in it: Ray counts in ten-thousandths.
+    return count, math.floor(10_000 / math.ceil(count / int(gpus))) / 10_000 if uses_gpus else 0.0
 
 
 def make_depth(
@@ -209,7 +263,7 @@ def make_depth(
     Args:
         work: A run whose shards are whole.
         options: Which maps.
-        actors: How many processes share the shards; left open, one for each CPU.
+        actors: How many processes share the shards; see `shares`.
         say: Tells a person something.
         tick: Time passes.
 
@@ -229,11 +283,13 @@ def make_depth(
     known = DepthMaker.load(options, torch.device("cpu")).to_json()
     key = f"depth-{digest(known)}"
     work.store.write(f"depth/{key}/key.json", json.dumps({**known, "options": asdict(options)}, indent=1).encode())
-    todo = [n for n in range(len(work.shards)) if not work.store.exists(shard_name(f"depth/{key}", n))]
+    todo = unmade(work.store, key, len(work.shards))
     if todo:
-        stage: Any = ray.remote(DepthStage).options(num_cpus=1, max_restarts=_RETRIES, max_task_retries=_RETRIES)
-        cpus: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        count = min(actors or max(int(cpus.get("CPU", 1)), 1), len(todo))
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        count, gpus = shares(options.device, there.get("CPU", 1), there.get("GPU", 0), actors, len(todo))
+        stage: Any = ray.remote(DepthStage).options(
+            num_cpus=1, num_gpus=gpus, max_restarts=_RETRIES, max_task_retries=_RETRIES
+        )
         pool = ActorPool([stage.remote(work.store, options, known) for _ in range(count)])
         try:
             for _ in pool.map_unordered(lambda actor, shard: actor.make.remote(shard, key), todo):

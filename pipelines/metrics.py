@@ -18,8 +18,9 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from pipelines.parcels import QUARANTINED
 from pipelines.progress import Progress, Receipt
-from unmask.errors import UsageError
+from unmask.errors import Reason, UsageError
 
 __all__ = ["Metrics"]
 
@@ -65,6 +66,8 @@ class Metrics:
         self._eta.set(math.nan)
         # A rate begins at the second value that Prometheus sees: the first is to be 0.
         self._videos.labels("done", "")
+        for reason in Reason:
+            self._videos.labels("quarantined" if reason in QUARANTINED else "failed", reason)
         self._frames.labels("decoded")
         self._served = _serve(port, host, self.registry) if port is not None else None
         self.port: int | None = self._served[0].server_port if self._served is not None else None

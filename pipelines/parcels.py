@@ -21,7 +21,10 @@ from unmask.planes import PlaneHeader
 from unmask.records import VideoInfo
 from unmask.video import Missing
 
-__all__ = ["FaceRecord", "FrameNote", "Outcome", "Parcel", "Part", "from_row", "to_row"]
+__all__ = ["QUARANTINED", "FaceRecord", "FrameNote", "Outcome", "Parcel", "Part", "from_row", "to_row"]
+
+QUARANTINED = frozenset({Reason.DECODER_CRASHED, Reason.DECODER_HUNG, Reason.WORKER_LOST})
+"""Why a video is not tried again: it kills or hangs the process that works on it."""
 
 
 class Part(NamedTuple):

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import DEFAULT_BATCH_MB, EmbedOptions, Job, Pools, check_same, detector_digest, recorded
@@ -280,6 +280,10 @@ def _reopen(products: Products) -> None:
     """Make shards with failed videos count as not done."""
     for shard in products.shards():
         if _failed_in(products, shard):
+            # What goes by the rows of faces/ first: whoever is killed here, no table is left of other faces.
+            for name in products.store.names("depth", deep=True):
+                if PurePosixPath(name).name == f"{shard:05d}.parquet":
+                    products.store.delete(name)
             products.store.delete(shard_name("videos", shard))
             for name in ("results.jsonl", "submission.csv"):
                 products.store.delete(name)

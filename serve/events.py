@@ -6,7 +6,22 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.schemas import ErrorBody, FaceResult, Frames, VideoResult
 
-__all__ = ["AnalysisEvent", "StreamEvent"]
+__all__ = [
+    "AccountEvent",
+    "AnalysisEvent",
+    "DroppedEvent",
+    "EndEvent",
+    "GapEvent",
+    "LiveFace",
+    "ProgressEvent",
+    "QueuedEvent",
+    "ResultEvent",
+    "ScoreEvent",
+    "StartEvent",
+    "StateEvent",
+    "StreamEvent",
+    "TrackEndEvent",
+]
 
 _Verdict = Literal["authentic", "manipulated", "inconclusive"]
 

@@ -194,7 +194,7 @@ class Fleet:
 
     async def _take(self, slot: _Slot, reply: Mapping[str, Any]) -> None:
         for stream_id in self._book(slot, reply):
-            await slot.actor.forget.remote(stream_id, reply["streams"][stream_id]["token"])
+            await within(_SILENT_S, slot.actor.forget.remote(stream_id, reply["streams"][stream_id]["token"]))
 
     def _book(self, slot: _Slot, reply: Mapping[str, Any]) -> list[str]:
         """Store what is new. What cannot be stored is told again by the host.

@@ -5,6 +5,7 @@ It keeps what happened until the desk says that it is stored. A host that no des
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -359,7 +360,8 @@ class Host:
             "events": list(play.events),
             "snapshot": play.session.snapshot(),
             "state": str(play.source.state),
-            "lag_s": time.monotonic() - play.answered_s,
+            # Between two frames that are due, nothing is late.
+            "lag_s": max(0.0, time.monotonic() - play.answered_s - 1.0 / (play.session.options.fps or math.inf)),
             "fill": max(play.session.window_fill.values(), default=0.0),
             "over": play.over,
         }

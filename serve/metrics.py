@@ -37,6 +37,8 @@ class Definition:
     """Upper bounds of a histogram; the infinite one is not named."""
     unit: str = ""
     """As dashboards name it: s, frames, 1."""
+    from_zero: tuple[str, ...] = ()
+    """Values of the one label that are shown before they are counted: the growth of a series that begins at 1 is 0."""
 
 
 METRICS: Mapping[str, Definition] = {
@@ -50,7 +52,7 @@ METRICS: Mapping[str, Definition] = {
         ),
         Definition(
             name="unmask_stream_resumptions", kind="counter", labels=("reason",), unit="streams",
-            help="Sessions that were set up again in another process, by reason.",
+            help="Sessions that were set up again in another process, by reason.", from_zero=("session_lost",),
         ),
         Definition(
             name="unmask_frames_received", kind="counter", labels=("via",), unit="frames",
@@ -207,6 +209,8 @@ class _Families(Collector):
 
 def _family(definition: Definition, rows: Sequence[tuple[tuple[str, ...], list[float]]]) -> Metric:
     name, labels = definition.name, definition.labels
+    known = {values for values, _ in rows}
+    rows = [*rows, *(((value,), [0.0]) for value in definition.from_zero if (value,) not in known)]
     if not rows and not labels and definition.kind != "gauge":
         # A rate begins at the second value that Prometheus sees: the first is to be 0.
         rows = [((), [0.0] * (len(definition.buckets) + 2 if definition.kind == "histogram" else 1))]

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,9 @@ def environment(**more: str) -> dict[str, str]:
     """What commands of Ray need, and no cluster that surrounds the test."""
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    return {**env, "PATH": path, "RAY_AUTH_MODE": "disabled", **more}
+    # Else a node that is to end waits half a minute for work that might still run there.
+    quick = {"RAY_AUTH_MODE": "disabled", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    return {**env, "PATH": path, **quick, **more}
 
 
 def kill_all(root: "subprocess.Popen[bytes]") -> None:
@@ -58,6 +61,7 @@ class Head:
         url: Of its job server.
         gcs: HOST:PORT, which `ray.init` and other nodes take.
         agent: Where a node tells its health.
+        started_s: When it was last started; not all starts come to something on a busy machine.
     """
 
     def __init__(self, log: Path, options: tuple[str, ...], cpus: int, env: Mapping[str, str]) -> None:
@@ -74,6 +78,7 @@ class Head:
         told += ["--num-cpus", cpus, "--temp-dir", self._folder]
         self._command = [str(BIN / "ray"), "start", "--head", "--block", *map(str, told), *options]
         self._process: subprocess.Popen[bytes] | None = None
+        self.started_s = 0.0
 
     @property
     def pid(self) -> int:
@@ -84,6 +89,7 @@ class Head:
     def start(self) -> None:
         """Start it, and wait until it takes jobs."""
         for _ in range(_STARTS):
+            self.started_s = time.time()
             with self._log.open("ab") as file:
                 self._process = subprocess.Popen(self._command, env=self._env, stdout=file, stderr=file)
             if self._takes_jobs():
@@ -109,6 +115,9 @@ class Head:
         """Pull its plug."""
         assert self._process is not None
         kill_all(self._process)
+        # A new container knows of no cluster. Where this note is left, Ray takes the other nodes, which name the head's
+        # address, for a head that lives, and refuses to start another.
+        (self._folder / "ray_current_cluster").unlink(missing_ok=True)
 
     def end(self) -> None:
         """End it, with all its processes."""

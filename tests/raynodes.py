@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster.session import DECODES
 from tests.processes import children
@@ -42,7 +43,7 @@ class Machines:
         options += ["--resources", json.dumps({DECODES: 1})] if decodes else []
         # As many nodes on one machine need.
         options += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
-        wanted = self.alive() + 1
+        before = self.alive()  # one that was killed a moment ago may still be among them
         for _ in range(_STARTS):
             with (self._folder / f"{name}.log").open("ab") as log:
                 self.nodes[name] = subprocess.Popen(
@@ -54,16 +55,16 @@ class Machines:
                 )
             # Ray gives a node half a minute, which a busy machine may need and more.
             while self.nodes[name].poll() is None:
-                if self.alive() >= wanted:
+                if self.alive() - before:
                     return
                 time.sleep(0.5)
         raise AssertionError(self.log(name)[-3000:])
 
-    def alive(self) -> int:
-        """Nodes that the head takes for alive, itself among them."""
+    def alive(self) -> set[str]:
+        """Ids of the nodes that the head takes for alive, itself among them."""
         with urllib.request.urlopen(f"{self.head.url}/nodes?view=summary", timeout=30) as answer:
             summary = json.load(answer)["data"]["summary"]
-        return sum(node["raylet"].get("state") == "ALIVE" for node in summary)
+        return {node["raylet"]["nodeId"] for node in summary if node["raylet"].get("state") == "ALIVE"}
 
     def log(self, name: str) -> str:
         """What a node's start has said."""
@@ -89,7 +90,7 @@ class Machines:
 
 
 @contextmanager
-def machines(*options: str, env: Mapping[str, str] | None = None, **nodes: Mapping[str, int]) -> Iterator[Machines]:
+def machines(*options: str, env: Mapping[str, str] | None = None, **nodes: Mapping[str, Any]) -> Iterator[Machines]:
     """Nodes by name, with their `cpus`, `gpus`, and whether they alone decode; all are up at the beginning.
 
     Args:

@@ -14,6 +14,7 @@ from rich.table import Table
 from train.config import TrainConfig
 from train.ensemble import Ensemble, Member
 from train.heldout import heldout_scores
+from train.splits import untold
 from unmask import console
 from unmask.storage import Store
 
@@ -39,13 +40,16 @@ def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, 
     Returns:
         What `COMPARISON` holds: of each model `size_of`, and its measures with 95% intervals by video; the student
         first, then its teachers, several of them also together. The student's share of all their weights, and what its
-        AUC lacks of theirs.
+        AUC lacks of theirs; in sentences, who does not say whom it knows.
 
     Raises:
-        UsageError: Nobody was left for the test.
+        UsageError: Nobody was left for the test whom none of them knows.
     """
     teachers = Ensemble.load(config.distill.teachers, device)
-    members = [*Ensemble.load([model], device).members, *teachers.members]
+    (student,) = Ensemble.load([model], device).members
+    if student.name in {member.name for member in teachers.members}:
+        student = replace(student, name=f"{student.name} (student)")
+    members = [student, *teachers.members]
     rows = [{"name": member.name, **size_of(member, device)} for member in members]
     if len(teachers.members) > 1:
         sums = {key: sum(row[key] for row in rows[1:]) for key in ("weights", "bytes", "ms_per_crop")}
@@ -53,10 +57,11 @@ def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, 
     measure = _of_blends if config.data.draw == "selfblend" else _of_videos
     for row, metrics in zip(rows, measure(members, teachers, config, data, store, device), strict=True):
         row["metrics"] = metrics
-    student, teacher = rows[0], rows[-1]
-    found: dict[str, Any] = {"device": device.type, "models": rows, "weights": student["weights"] / teacher["weights"]}
-    both = [row["metrics"].get("auc", {}).get("value") for row in (student, teacher)]
+    own, theirs = rows[0], rows[-1]
+    found: dict[str, Any] = {"device": device.type, "models": rows, "weights": own["weights"] / theirs["weights"]}
+    both = [row["metrics"].get("auc", {}).get("value") for row in (own, theirs)]
     found["auc_lost"] = None if None in both else both[1] - both[0]
+    found["caveats"] = [said for member in members for said in untold(member.name, member.description)]
     store.write(COMPARISON, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
@@ -100,7 +105,8 @@ def _of_blends(
     for member in members:
         own = replace(config.model, head=member.model.config.head, window=member.model.config.window)
         asked = replace(config, model=own, distill=replace(config.distill, teachers=()))
-        ((_, found),) = heldout_scores(member.model, member.description, asked, data, device, [kind])
+        others = [other.description for other in members]
+        ((_, found),) = heldout_scores(member.model, member.description, asked, data, device, [kind], others)
         said.append(found)
         yield found.measures(member.description.calibration.threshold)
     several = said[1:]
@@ -120,21 +126,27 @@ def _of_videos(
     store: Store,
     device: torch.device,
 ) -> Iterator[Mapping[str, Any]]:
-    """What `unmask evaluate` says of videos that none of them has seen."""
+    """What `unmask evaluate` says of the same videos, which none of them has seen."""
     from train.evaluate import write_evaluation
     from train.findings import Examination
 
     asked = [(member.name, [member.given]) for member in members]
     asked += [("teachers", list(config.distill.teachers))] if len(teachers.members) > 1 else []
-    for name, models in asked:
-        place = Store(store.uri_of(f"evaluation/{name.replace('/', '-')}"))
-        document = write_evaluation(models, list(data), place, "unseen", device.type, Examination())
+    videos: set[tuple[str, ...]] = set()
+    for n, (name, models) in enumerate(asked):
+        # Numbered, since a name may be anything, and two may be the same.
+        place = Store(store.uri_of(f"evaluation/{n}-{name.replace('/', '-')}"))
+        document = write_evaluation(models, list(data), place, "unseen", device.type, Examination(), members)
+        videos.add(tuple(row["video"] for row in document["videos"]))
+        assert len(videos) == 1
         overall: Mapping[str, Any] = document["results"]["overall"]["video"]["metrics"]
         yield overall
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
-    """Print the models beside each other."""
+    """Print the models beside each other, and what has to be said."""
+    for sentence in found["caveats"]:
+        console.say(sentence)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("Model", overflow="fold")
     for heading in ("M weights", "MB", "ms a crop", *(name.upper().replace("_", " ") for name in _SHOWN)):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from train.augment import Picture
 from train.catalogue import Catalogue, Place
 from unmask.atomic import replacing
-from unmask.errors import StorageError
+from unmask.errors import DamagedError, StorageError
 from unmask.faces import alignment, crop, cut_corners, enlarge
 from unmask.storage import Store
 from unmask.transforms import Preprocessing
@@ -53,7 +53,8 @@ class CropReader:
         """The crop of a face as it was stored, uint8 (H, W, C).
 
         Raises:
-            StorageError: It is missing or damaged.
+            DamagedError: It is no image.
+            StorageError: It is missing or cannot be read.
         """
         place = self._catalogue.place_of(face)
         try:
@@ -63,14 +64,15 @@ class CropReader:
         pixels = np.frombuffer(data, np.uint8)
         image = cv2.imdecode(pixels, cv2.IMREAD_COLOR) if len(pixels) == place.size > 0 else None
         if image is None:
-            raise StorageError(f"{place.shown} is damaged where the crop of {self._catalogue.name_of(face)} lies")
+            raise DamagedError(f"{place.shown} is damaged where the crop of {self._catalogue.name_of(face)} lies")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
 
     def picture(self, face: int, preprocessing: Preprocessing) -> Picture:
         """The crop of a face as a model's preprocessing cuts it, with its landmarks; not yet resized.
 
         Raises:
-            StorageError: It is missing or damaged.
+            DamagedError: It is no image.
+            StorageError: It is missing or cannot be read.
         """
         stored_HWC = self.image(face)
         box_4 = self._catalogue.box_in_crop(face).astype(np.float32)

@@ -67,7 +67,8 @@ class Ensemble:
 
         Raises:
             ModelError: A model cannot be had or trusted.
-            UsageError: Weights that make no shares, a faulty `ensemble.json`, or models of different tasks.
+            UsageError: Weights that make no shares, a faulty `ensemble.json`, models of different tasks, or
+                models that judge other faces, for want of a depth map.
         """
         from unmask.presets import resolve
 
@@ -86,6 +87,12 @@ class Ensemble:
         if len({member.model.config.task for member in members}) > 1:
             tasks = ", ".join(f"{m.name} ({m.model.config.task})" for m in members)
             raise UsageError(f"detectors and models of opinion scores cannot be averaged; got {tasks}")
+        if len({_maps(member) for member in members}) > 1:
+            heads = ", ".join(f"{m.name} ({m.model.config.head})" for m in members)
+            raise UsageError(
+                "a model with depth maps judges the faces that have one, and is averaged only with models of the same "
+                f"maps; got {heads}"
+            )
         return cls(members)
 
     @property
@@ -114,6 +121,14 @@ class Ensemble:
     def calibrated(self) -> bool:
         """Whether all members are; the mean of calibrated probabilities need not be calibrated."""
         return self.trained and all(member.description.calibration.fitted for member in self.members)
+
+
+def _maps(member: Member) -> str:
+    """What says which faces have a depth map; nothing where none is needed."""
+    if member.model.config.head != "fusion":
+        return ""
+    said = (member.description.provenance.get("depth"), member.description.preprocessing.to_json())
+    return json.dumps(said, sort_keys=True)
 
 
 def weighted_names(names: Sequence[str]) -> list[tuple[str, float]]:

@@ -6,7 +6,7 @@ Also `python -m train.evaluate`.
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from unmask import console
 from unmask.console import Aggregation, AsJson, Device, civil, err, print_json, say
 
 if TYPE_CHECKING:
+    from train.ensemble import Member
     from train.findings import Examination, Findings
     from unmask.storage import Store
 
@@ -101,7 +102,13 @@ def evaluate(
 
 
 def write_evaluation(
-    models: list[str], data: list[str], store: "Store", split: str | None, device: str, how: "Examination"
+    models: list[str],
+    data: list[str],
+    store: "Store",
+    split: str | None,
+    device: str,
+    how: "Examination",
+    beside: Sequence["Member"] = (),
 ) -> dict[str, Any]:
     """Evaluate models and write the page and the results.
 
@@ -112,6 +119,7 @@ def write_evaluation(
         split: See `train.selection.CHOICES`.
         device: auto, cpu or cuda.
         how: How thoroughly.
+        beside: See `train.selection.select`.
 
     Returns:
         What `RESULTS` holds.
@@ -122,7 +130,7 @@ def write_evaluation(
     from train.evaluation_page import render_page
 
     store.check_writable()  # better now than when all is scored
-    findings = _examined(models, data, split, device, how)
+    findings = _examined(models, data, split, device, how, beside)
     document = {**findings.document, "created": datetime.now(UTC).isoformat(timespec="seconds"), "command": _command()}
     page = render_page(findings, document)
     store.write(RESULTS, (json.dumps(document, allow_nan=False, indent=1) + "\n").encode())
@@ -131,7 +139,9 @@ def write_evaluation(
     return document
 
 
-def _examined(models: list[str], data: list[str], split: str | None, device: str, how: Any) -> "Findings":
+def _examined(
+    models: list[str], data: list[str], split: str | None, device: str, how: Any, beside: Sequence["Member"]
+) -> "Findings":
     from train.catalogue import Catalogue
     from train.crops import CropReader
     from train.ensemble import Ensemble, weighted_names
@@ -145,7 +155,7 @@ def _examined(models: list[str], data: list[str], split: str | None, device: str
     ensemble = Ensemble.load(models, where)
     for member in ensemble.members:
         catalogue.check_covers(member.description.preprocessing)
-    selection = select(catalogue, split, ensemble)
+    selection = select(catalogue, split, ensemble, beside)
     with _progress(steps(ensemble, selection, how)) as advance:
         return examine(ensemble, selection, CropReader(catalogue), how, progress=advance)
 

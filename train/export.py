@@ -73,6 +73,8 @@ def _show(document: dict[str, Any]) -> None:
             row["name"], f"{row['bytes'] / 1e6:.1f}", f"{row['ms_per_sample']:.2f}", *(f"{v:.5f}" for v in numbers)
         )
     console.out.print(table)
+    for sentence in document["caveats"]:
+        say(sentence)
     say(f"{document['samples']:,} {document['level']}s of {document['videos']:,} videos left for the test")
 
 

@@ -22,7 +22,7 @@ from train.crops import CropReader
 from train.material import pool_of
 from train.network import Network
 from train.samplers import Key
-from train.splits import splits_of
+from train.splits import left_for_test, splits_of, untold
 from train.validation import keys_of
 from unmask.checkpoints import Description
 from unmask.errors import UsageError
@@ -33,6 +33,10 @@ from unmask.onnx_export import OnnxModel
 __all__ = ["Forms"]
 
 _BATCH, _RANGES, _SEED = 8, 64, 1
+# What follows the backbone is small, and sums over time are not to be rounded. A clipping activation is part of the
+# convolution before it: a range that is taken before ReLU6 wastes most of its 256 steps on what is cut off.
+_EIGHT_BITS = ["Conv", "MatMul", "Gemm", "Clip", "Relu"]
+_HEAD = "model.head."
 
 
 class Forms:
@@ -44,7 +48,7 @@ class Forms:
         data: Outputs of `unmask preprocess`.
 
     Raises:
-        UsageError: The model does not say how it was trained, or nobody was left for the test.
+        UsageError: The model does not say how it was trained, or knows all who are left for the test.
     """
 
     def __init__(self, model: ForgeryModel, description: Description, data: Sequence[str]) -> None:
@@ -60,8 +64,8 @@ class Forms:
         self._catalogue = Catalogue.read(data)
         self._catalogue.check_covers(description.preprocessing)
         self._splits = splits_of(self._catalogue, self._config, 0)
-        if not self._splits.test:
-            raise UsageError("nobody was left for the test: set data.fractions with a third share above 0 in training")
+        # Another deal than that of training may leave people whom it knows.
+        self._left = left_for_test(self._catalogue, self._splits, [description])
 
     def measured(self, paths: Sequence[Path]) -> dict[str, Any]:
         """What the checkpoint and its exported forms say of the people who were left.
@@ -72,7 +76,7 @@ class Forms:
         Returns:
             As JSON can say it: of each form its size, time, AUC, and the largest difference of a probability.
         """
-        samples = self._samples("test", self._splits.test)
+        samples = self._samples("test", self._left)
         keys = keys_of(samples)
         network = Network(self._model, self._description.preprocessing)
         size = sum(t.numel() * t.element_size() for t in self._model.state_dict().values())
@@ -104,7 +108,8 @@ class Forms:
             for (name, size, _), took, auc, p in zip(forms, seconds, aucs, probabilities, strict=True)
         ]
         level = "frame" if samples.length == 1 else "clip"
-        return {"videos": len(self._splits.test), "samples": len(keys), "level": level, "forms": rows}
+        caveats = untold(self._description.name, self._description)
+        return {"videos": len(self._left), "samples": len(keys), "level": level, "forms": rows, "caveats": caveats}
 
     def write_int8(self, plain: Path, path: Path) -> None:
         """Write a form of 8 bits: weights and what goes between layers; ranges from people of training.
@@ -126,8 +131,11 @@ class Forms:
                 str(path),
                 _Ranges(given),
                 per_channel=True,
-                # What follows the backbone is small, and sums over time are not to be rounded.
-                op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+                activation_type=quantization.QuantType.QUInt8,
+                # Weights of 8 bits can overflow where a processor lacks VNNI; of 7 they cannot.
+                reduce_range=True,
+                op_types_to_quantize=_EIGHT_BITS,
+                nodes_to_exclude=_kept_plain(ready),
             )
 
     def _given(self, samples: Samples) -> Iterator[dict[str, NDArray[Any]]]:
@@ -150,6 +158,19 @@ class Forms:
             blend=BLENDS[config.augment.blends] if config.data.draw == "selfblend" else None,
             seed=_SEED,
         )
+
+
+def _kept_plain(path: Path) -> list[str]:
+    """Nodes that stay in single precision: the first convolution, which sees pixels, and the layer that gives logits.
+
+    Both are small. 256 steps from a frame's lowest logit to its highest would make ties.
+    """
+    import onnx
+
+    nodes = onnx.load(path).graph.node
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    heads = [node.name for node in nodes if any(name.startswith(_HEAD) for name in node.input)]
+    return convolutions[:1] + heads[-1:]
 
 
 class _Ranges:

@@ -3,6 +3,7 @@
 The faces of a track are padded with black to the track's largest face, not resized to it, so that a face that comes
 nearer is seen to. Copies with an augmentation are made of tracks of training alone, one draw for a whole track. Files
 lie in `clips/<key>/` of the dataset; the key is a digest of every setting, so that runs share what they have in common.
+Each says by a digest of which crops it is, and is made again where the dataset has been preprocessed anew.
 
 Axes: L faces of a track, T frames of a clip, D features, E = 2 D: of RGB, then of depth; H rows, W columns.
 """
@@ -29,7 +30,7 @@ from train.embedding import Embedded
 from train.ensemble import Member
 from unmask.console import say
 from unmask.depth import DepthEstimator, as_rgb
-from unmask.errors import StorageError, UsageError
+from unmask.errors import DamagedError, StorageError, UsageError
 from unmask.models import ForgeryModel
 from unmask.storage import Store
 from unmask.transforms import Preprocessing, to_tensor
@@ -39,7 +40,7 @@ __all__ = ["Account", "Clip", "Extractor", "Keeper", "fused", "padded"]
 _FORMAT = 1
 _BATCH = 16
 GOOD, NO_DEPTH, DAMAGED = 0, 1, 2
-"""What became of a face: its features are there; its depth map says nothing; its crop cannot be read."""
+"""What became of a face: its features are there; its depth map says nothing; its crop is damaged."""
 REASONS = {NO_DEPTH: "depth_failed", DAMAGED: "crop_damaged"}
 
 
@@ -154,9 +155,10 @@ class Account:
 
     def __str__(self) -> str:
         lost = "".join(f", {count:,} {why}" for why, count in sorted(self.states.items()))
+        clips = self.found + self.made
         return (
-            f"features of {self.found + self.made:,} clips: {self.found:,} kept, {self.made:,} made in "
-            f"{self.seconds:.1f} s, {self.bytes / max(self.found + self.made, 1) / 1000:.1f} kB a clip{lost}"
+            f"features of {clips:,} clip{'s' * (clips != 1)}: {self.found:,} kept, {self.made:,} made in "
+            f"{self.seconds:.1f} s, {self.bytes / max(clips, 1) / 1000:.1f} kB a clip{lost}"
         )
 
 
@@ -241,12 +243,12 @@ class Keeper:
             tensors = parse(data)
             clip = Clip(tensors["features"], tensors["state"])
             whole = clip.features_LE.shape == (len(rows_L), 2 * self.extractor.model.dim)
-            same = np.array_equal(tensors["frames"], self._catalogue.frame_N[rows_L])
+            same = np.array_equal(tensors["crops"], self._catalogue.digest_of(rows_L))
         except (SafetensorError, KeyError, ValueError):
             whole = same = False
         if not (whole and same):
             self.account.damaged += 1
-            say(f"{store.shown}/{name} is cut short or of other faces; it is made again")
+            say(f"{store.shown}/{name} is cut short or of other crops; it is made again")
             return None
         self.account.bytes += len(data)
         return clip
@@ -256,16 +258,18 @@ class Keeper:
         if copy and self._strategy is not None:
             pictures = _augmented(pictures, self._strategy, name)
         clip = self.extractor(pictures)
-        frames_L = self._catalogue.frame_N[rows_L]
-        data = packed({"features": clip.features_LE, "state": clip.state_L, "frames": frames_L})
-        store.write(name, data)
+        crops = self._catalogue.digest_of(rows_L)
+        data = packed({"features": clip.features_LE, "state": clip.state_L, "crops": crops})
+        # A damaged crop may be mended, and then it is to be seen.
+        if not (clip.state_L == DAMAGED).any():
+            store.write(name, data)
         self.account.bytes += len(data)
         return clip
 
     def _picture(self, row: int) -> Picture | None:
         try:
             return self._reader.picture(row, self.extractor.preprocessing)
-        except StorageError:
+        except DamagedError:
             return None
 
 

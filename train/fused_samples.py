@@ -60,7 +60,7 @@ class Track:
         valid_P = np.zeros(len(features_PE), np.bool_)
         good_L = kept_L & (clip.state_L == GOOD)
         features_PE[place_L[good_L]], valid_P[place_L[good_L]] = clip.features_LE[good_L], True
-        masked = {why: int((clip.state_L == state).sum()) for state, why in REASONS.items()}
+        masked = {why: int((kept_L & (clip.state_L == state)).sum()) for state, why in REASONS.items()}
         masked |= {"no_face": len(features_PE) - len(rows_L), "left_out": int((~kept_L).sum())}
         return cls(features_PE, valid_P, int(rows_L[0]), {k: v for k, v in masked.items() if v})
 
@@ -176,12 +176,13 @@ class FusedMaterial:
             UsageError: No clip has a valid frame.
             StorageError: Features cannot be read or written.
         """
-        masked: dict[str, int] = {}
+        frames, masked = 0, dict[str, int]()
         left_out: list[str] = []
         units: list[tuple[int, Track]] = []
         for unit in range(len(pool)):
             for copy in range(copies + 1):
                 track = self._track(pool, unit, copy)
+                frames += len(track.valid_P)
                 for why, count in track.masked.items():
                     masked[why] = masked.get(why, 0) + count
                 if track.valid_P.any():
@@ -199,7 +200,8 @@ class FusedMaterial:
         self.report[name] = {
             "clips": len(units),
             "clips_left_out": left_out,
-            "frames": int(sum(len(track.valid_P) for _, track in units)),
+            # Of all clips, also of those left out: what is not masked is what there is to learn from.
+            "frames": frames,
             "frames_masked": masked,
             # The last batch of an epoch that takes every clip once begins the list again.
             "clips_filled": -len(units) % batch if name == "train" else 0,

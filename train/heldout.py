@@ -17,10 +17,9 @@ from train.crops import CropReader
 from train.material import pool_of
 from train.network import Network
 from train.precision import Precision
-from train.splits import splits_of
+from train.splits import left_for_test, splits_of
 from train.validation import validate
 from unmask.checkpoints import Description
-from unmask.errors import UsageError
 from unmask.intervals import detection_measures
 from unmask.models import ForgeryModel
 
@@ -57,7 +56,7 @@ class Heldout:
 def heldout_blends(
     model: ForgeryModel, description: Description, config: TrainConfig, data: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """How well self-blended faces are told from pristine ones, of people who were left for the test.
+    """How well self-blended faces are told from pristine ones, of people who were left for the test and are not known.
 
     Args:
         model: Trained.
@@ -71,7 +70,7 @@ def heldout_blends(
         trained on (`metrics`) and on each kind there is (`by_blends`).
 
     Raises:
-        UsageError: Nobody was left.
+        UsageError: Nobody was left, or the model was made from all who were.
     """
     found = dict(heldout_scores(model, description, config, data, device, list(BLENDS)))
     threshold = description.calibration.threshold
@@ -95,18 +94,27 @@ def heldout_scores(
     data: Sequence[str],
     device: torch.device,
     kinds: Sequence[str],
+    others: Sequence[Description] = (),
 ) -> Iterator[tuple[str, Heldout]]:
-    """What a model says of people who were left, for each kind of self-blends. As `heldout_blends`."""
+    """What a model says of people who were left, for each kind of self-blends. As `heldout_blends`.
+
+    Args:
+        model: As in `heldout_blends`, as all that is not named here.
+        description: Its own.
+        config: Of the training.
+        data: The same as in training.
+        device: Where it shall run.
+        kinds: Of self-blends.
+        others: Models beside which it is seen: whom one of them knows is left out.
+    """
     catalogue = Catalogue.read(data)
-    splits = splits_of(catalogue, config, 0)
-    if not splits.test:
-        raise UsageError("nobody was left for the test: set data.fractions with a third share above 0")
+    left = left_for_test(catalogue, splits_of(catalogue, config, 0), [description, *others])
     network = Network(model.to(device), description.preprocessing)
     for kind in kinds:
         samples = Samples(
             catalogue,
             CropReader(catalogue),
-            pool_of(catalogue, splits.test, config, "test"),
+            pool_of(catalogue, left, config, "test"),
             config,
             description.preprocessing,
             blend=BLENDS[kind],
@@ -115,4 +123,4 @@ def heldout_scores(
         found = validate(network, samples, Precision(device, torch.float32), Context(device=device), loader_workers=0)
         level = "frame" if samples.length == 1 else "clip"
         probability_K = np.asarray(description.calibration.probability(found.logits_K), np.float64)
-        yield kind, Heldout(probability_K, found.labels_K, found.groups_K, len(splits.test), level)
+        yield kind, Heldout(probability_K, found.labels_K, found.groups_K, len(left), level)

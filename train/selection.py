@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from train.catalogue import Catalogue, CataloguedVideo
-from train.ensemble import Ensemble
-from train.splits import official_splits
+from train.ensemble import Ensemble, Member
+from train.splits import official_splits, untold
 from unmask.errors import UsageError
 from unmask.products import Products
 from unmask.provenance import has_digests, overlap, used_for
@@ -78,13 +78,14 @@ class Selection:
         return [self.catalogue.videos[n] for n in self.videos]
 
 
-def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble) -> Selection:
+def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble, beside: Sequence[Member] = ()) -> Selection:
     """Choose the videos, and see to it that the model has not seen them.
 
     Args:
         catalogue: All faces there are.
         split: One of `CHOICES`; left open, `test` of the datasets that have such a split, and all of the others.
         ensemble: Who is evaluated.
+        beside: With whom it is compared: they must not have seen the videos either.
 
     Raises:
         UsageError: There is nothing to evaluate; or the videos were used to make the model.
@@ -96,7 +97,7 @@ def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble) -> Selec
     chosen = [n for n, v in enumerate(catalogue.videos) if wanted[v.dataset] in (*_ANY, splits.get(v.key))]
     names = set(wanted.values())
     split = names.pop() if len(names) == 1 else "test or all"
-    chosen, caveats = _unused(catalogue, chosen, split, ensemble)
+    chosen, caveats = _unused(catalogue, chosen, split, (*ensemble.members, *beside))
     caveats += [f"{name} has no splits of its own: they are those that training dealt out." for name in dealt]
     marked = [n for n in chosen if _truth(catalogue.videos[n], ensemble) is not None]
     if not marked:
@@ -156,12 +157,15 @@ def _truth(video: CataloguedVideo, ensemble: Ensemble) -> float | None:
     return video.about.mos if ensemble.is_mos else video.about.label
 
 
-def _unused(catalogue: Catalogue, chosen: Sequence[int], split: str, ensemble: Ensemble) -> tuple[list[int], list[str]]:
+def _unused(
+    catalogue: Catalogue, chosen: Sequence[int], split: str, members: Sequence[Member]
+) -> tuple[list[int], list[str]]:
     """Those of the videos that may be evaluated, and what has to be said."""
     if split in _MADE_BY:
         return list(chosen), []
-    caveats = []
-    for member in ensemble.members:
+    caveats: list[str] = []
+    seen: set[int] = set()
+    for member in members:
         provenance = member.description.provenance
         if not has_digests(provenance):
             if split == "unseen":
@@ -169,11 +173,7 @@ def _unused(catalogue: Catalogue, chosen: Sequence[int], split: str, ensemble: E
                     f"{member.given} does not say what it was trained on, so nobody can tell what it has not seen; "
                     "choose another --split"
                 )
-            if member.description.trained:
-                caveats.append(
-                    f"{member.name} does not say what it was trained on: nobody can check that it never saw these "
-                    "videos and people."
-                )
+            caveats += untold(member.name, member.description)
             continue
         found = overlap(provenance, [catalogue.videos[n].about for n in chosen])
         if found and split != "unseen":
@@ -183,10 +183,12 @@ def _unused(catalogue: Catalogue, chosen: Sequence[int], split: str, ensemble: E
                 f"{catalogue.videos[chosen[position]].key} ({why}); choose --split unseen to leave them out, or "
                 "train or val to look at those splits as what they are"
             )
-        chosen = [n for position, n in enumerate(chosen) if position not in found.seen]
-    if not chosen:
+        # Of all that were chosen, whoever comes first: in any order of the models the same ones are left.
+        seen.update(found.seen)
+    left = [n for position, n in enumerate(chosen) if position not in seen]
+    if not left:
         raise UsageError("the model was made from all of these videos or their people; nothing is left to test it on")
-    return list(chosen), caveats
+    return left, caveats
 
 
 def _tables(

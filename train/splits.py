@@ -1,14 +1,16 @@
 """Who is trained on, who the epoch is chosen by, and who is left for the test. No person is in two of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from train.catalogue import Catalogue, CataloguedVideo
 from train.config import TrainConfig
+from unmask.checkpoints import Description
 from unmask.errors import UsageError
 from unmask.folds import FOLDS_FILE, assign_splits, check_leaks, read_folds
+from unmask.provenance import has_digests, overlap
 
-__all__ = ["Splits", "official_splits", "splits_of"]
+__all__ = ["Splits", "left_for_test", "official_splits", "splits_of", "untold"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,42 @@ def splits_of(catalogue: Catalogue, config: TrainConfig, seed: int) -> Splits:
     splits = Splits(**{name: tuple(numbers) for name, numbers in by_split.items()}, how=how)
     _check_whole(catalogue, splits, config)
     return splits
+
+
+def left_for_test(catalogue: Catalogue, splits: Splits, models: Sequence[Description]) -> tuple[int, ...]:
+    """The videos of the split test that none of some models was made from, nor a person in them.
+
+    Who is left depends on all the data that is dealt out: a model that was trained on more data, on less, or with other
+    shares may have learnt from people whom this deal leaves.
+
+    Args:
+        catalogue: All videos.
+        splits: How they are divided now.
+        models: Who shall be measured, with what they say of whom they were made from.
+
+    Raises:
+        UsageError: Nobody is left.
+    """
+    if not splits.test:
+        raise UsageError("nobody was left for the test: set data.fractions with a third share above 0 in training")
+    abouts = [catalogue.videos[n].about for n in splits.test]
+    seen = {n: why for model in models for n, why in overlap(model.provenance, abouts).seen.items()}
+    left = tuple(number for n, number in enumerate(splits.test) if n not in seen)
+    if not left:
+        position, why = next(iter(seen.items()))
+        raise UsageError(
+            f"nobody is left for the test: all {len(seen):,} videos that these splits leave are known to the models, "
+            f"such as {abouts[position].video} ({why}); take the data and data.fractions that they were trained with, "
+            "or other people"
+        )
+    return left
+
+
+def untold(name: str, model: Description) -> list[str]:
+    """What has to be said beside the results of a trained model that does not say what it was made from."""
+    if has_digests(model.provenance) or not model.trained:
+        return []
+    return [f"{name} does not say what it was trained on: nobody can check that it never saw these videos and people."]
 
 
 def _is_usable(video: CataloguedVideo, config: TrainConfig) -> bool:

@@ -21,7 +21,10 @@ __all__ = ["close_matches", "create_backbone", "data_config", "hub_reachable", "
 _log = logging.getLogger(__name__)
 
 _REACH_TIMEOUT_S = 3.0
-_REMEDY = "give the weights with --weights FILE, or go without them with --no-pretrained"
+_REMEDY = (
+    "give the weights with --weights FILE, or go without them with --no-pretrained (in training --set weights=FILE, or "
+    "--set pretrained=false)"
+)
 # What timm's hub files are called (`hf_hub_filename` overrules).
 _HUB_FILES = ("model.safetensors", "open_clip_model.safetensors")
 # Under these, published detectors keep their backbone: ours, and the DFDC winner's.

@@ -124,6 +124,8 @@ def _pretrained(name: str) -> nn.Module:
         )
     try:
         return _read(AutoModelForDepthEstimation, str(folder) if is_local else name, local=True)
+    except ModelError:
+        raise
     except Exception as error:  # whatever the files or the cache say
         _log.info("depth weights %s: %r", name, error)
         if is_local:
@@ -135,6 +137,8 @@ def _pretrained(name: str) -> nn.Module:
     try:
         if hub_reachable():
             return _read(AutoModelForDepthEstimation, name, local=False)
+    except ModelError:
+        raise
     except Exception as error:
         _log.info("depth weights %s: %r", name, error)
     raise ModelError(
@@ -148,8 +152,24 @@ def _read(kind: Any, name: str, *, local: bool) -> nn.Module:
     from transformers.utils import logging as told
 
     told.disable_progress_bar()  # type: ignore[no-untyped-call]
-    network: nn.Module = kind.from_pretrained(name, local_files_only=local, use_safetensors=True)
-    return network
+    level = told.get_verbosity()
+    told.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        network, found = kind.from_pretrained(
+            name, local_files_only=local, use_safetensors=True, output_loading_info=True
+        )
+    finally:
+        told.set_verbosity(level)
+    # What is not there is random, and another at every load.
+    if lacking := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
+        raise ModelError(
+            Reason.CHECKPOINT_CORRUPT,
+            f"the depth weights {name} lack {len(lacking):,} of the network's tensors, such as {lacking[0]}: get the "
+            "whole model.safetensors that goes with config.json",
+        )
+    # Published in half precision or in single, maps are made in single.
+    whole: nn.Module = network.float()
+    return whole
 
 
 def _random() -> nn.Module:

@@ -6,6 +6,7 @@
     ├── ModelError        a model cannot be built or a checkpoint cannot be trusted (also a ValueError)
     ├── TrainingError     a run of training that cannot go on: its loss diverged, its memory is used up
     └── StorageError      a place cannot be read or written: full, read-only, unreachable
+        └── DamagedError  it can be read, and what lies there is damaged
 
 Every error carries a `Reason` and one sentence: what is wrong, where, what to do. `Reason` is shared by all rooms, so
 that a frame dropped in a pipeline, a stream or a file is counted under the same name.
@@ -13,7 +14,16 @@ that a frame dropped in a pipeline, a stream or a file is counted under the same
 
 from enum import StrEnum
 
-__all__ = ["MediaError", "ModelError", "Reason", "StorageError", "TrainingError", "UnmaskError", "UsageError"]
+__all__ = [
+    "DamagedError",
+    "MediaError",
+    "ModelError",
+    "Reason",
+    "StorageError",
+    "TrainingError",
+    "UnmaskError",
+    "UsageError",
+]
 
 
 class Reason(StrEnum):
@@ -137,3 +147,7 @@ class StorageError(UnmaskError):
 
     def __reduce__(self) -> tuple[type["StorageError"], tuple[str]]:  # type: ignore[override]
         return type(self), (self.message,)
+
+
+class DamagedError(StorageError):
+    """What lies at a place can be read and is damaged. To try again will not help, as it may where nothing is read."""

@@ -91,13 +91,19 @@ def write_onnx(path: Path, model: ForgeryModel, description: Description) -> Non
 
     Raises:
         UsageError: The name is another, the place cannot be written, or a package is not installed.
-        ModelError: A model with depth maps, or one that the exporter cannot translate.
+        ModelError: A model with depth maps or of opinion scores, or one that the exporter cannot translate.
     """
     needed("onnx", "onnxscript")
     if path.suffix != ".onnx":
         raise UsageError(f"an exported model's name ends in .onnx; got {path}")
     if description.config.head == "fusion":
         raise ModelError(Reason.BAD_OPTION, f"{description.name} takes depth maps: models of pictures can be exported")
+    if description.config.task != "detection":
+        raise ModelError(
+            Reason.BAD_OPTION,
+            f"{description.name} predicts how real people find a fake, and what is exported gives the probability that "
+            "it is one: export a detector",
+        )
     scoring = Scoring(model, description).eval()
     program = _translated(scoring, _example(scoring, description), clips=model.is_temporal, name=description.name)
     program.model.metadata_props[_KEY] = json.dumps(description.to_json(), sort_keys=True)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unmask.errors import StorageError
+from unmask.errors import DamagedError, StorageError
 from unmask.storage import Store
 
 __all__ = ["FACES", "RESULTS", "Products", "features_schema", "mask_name", "shard_name"]
@@ -122,7 +122,8 @@ class Products:
         """The crops of some rows of `faces`: each row, and its image as uint8 (H, W, C).
 
         Raises:
-            StorageError: A crop is missing or damaged.
+            DamagedError: A crop is no image.
+            StorageError: A crop is missing or cannot be read.
         """
         opened: tuple[str, Any] | None = None
         try:
@@ -147,5 +148,5 @@ class Products:
         image = cv2.imdecode(pixels, cv2.IMREAD_COLOR) if len(pixels) else None
         if image is None:
             where = f"{self.store.shown}/{row['crop_file']}"
-            raise StorageError(f"{where} is damaged where {row['crop']} lies; preprocess that shard again.")
+            raise DamagedError(f"{where} is damaged where {row['crop']} lies; preprocess that shard again.")
         return np.ascontiguousarray(image[..., ::-1])

@@ -194,8 +194,8 @@ def test_the_head_is_restarted_and_the_service_keeps_its_streams(
         slowest = max(took for took, _ in callers.answers)
         statuses = sorted({status for _, status in callers.answers})
         print(
-            f"back after {back_s - killed_s:.0f} s; no score for {longest}; {len(callers.answers)} answers {statuses}, "
-            f"the slowest after {slowest:.1f} s"
+            f"back {back_s - killed_s:.0f} s after the kill, {back_s - there.head.started_s:.0f} s after the start; no "
+            f"score for {longest}; {len(callers.answers)} answers {statuses}, the slowest after {slowest:.1f} s"
         )
         assert max(longest.values()) < 10.0
         assert slowest < 50.0

@@ -315,25 +315,6 @@ def test_one_scrape_tells_of_everything(service: Service) -> None:
     assert sum(v for (n, _), v in numbers.items() if n == "unmask_analyses_total") >= 1
 
 
-@pytest.mark.slow
-def test_streams_come_back_after_a_restart(local_ray: None, tmp_path: Path, film: Path) -> None:
-    with filming(film) as found:
-        with started(tmp_path / "state", hosts=1, scorers=1) as service:
-            stream_id = service.http.post("/v1/streams", json={"url": found.url(), "name": "door"}).json()["id"]
-            until(lambda: service.stream(stream_id)["frames"]["scored"] >= 4)
-            analysis = service.analysed(service.upload(film.read_bytes()).json()["id"])
-            events = scores(service, stream_id)
-        with started(tmp_path / "state", hosts=1, scorers=1) as service:
-            assert service.http.get(f"/v1/analyses/{analysis['id']}").json() == analysis
-            before = events[-1][1]["seq"]
-            until(lambda: (service.stream(stream_id)["last"] or {"seq": 0})["seq"] > before + 1)
-            now = scores(service, stream_id)
-            assert [n for n, _ in now][: len(events)] == [n for n, _ in events]
-            assert "session_lost" in [e["reason"] for _, e in now if e["kind"] == "gap"]
-            assert balanced(service.stream(stream_id)["frames"])
-            assert service.stream(stream_id)["name"] == "door"
-
-
 def webcam(path: Path) -> Path:
     """A film that Chromium takes for a webcam."""
     frames = [Image.fromarray(image) for image in filmed(20)]

@@ -17,7 +17,8 @@ from websockets.sync.client import connect
 from tests.clips import clip
 from tests.portraits import filmed
 from tests.rayhead import BIN, environment, ray_head
-from tests.service import Service, alone, free_port, until
+from tests.rtsp_server import filming
+from tests.service import Service, alone, balanced, free_port, scores, started, until
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-of-this-test-1234"
@@ -124,3 +125,23 @@ def test_serve_run_takes_the_application_by_name(tmp_path: Path, film: bytes) ->
             finally:
                 process.send_signal(signal.SIGINT)
                 process.wait(120)
+
+
+@pytest.mark.slow
+def test_streams_come_back_after_a_restart(local_ray: None, tmp_path: Path, film: bytes) -> None:
+    path = clip(tmp_path / "camera", frames=40, width=320, height=240, images=filmed(40))
+    with filming(path) as camera:
+        with started(tmp_path / "state", hosts=1, scorers=1) as service:
+            stream_id = service.http.post("/v1/streams", json={"url": camera.url(), "name": "door"}).json()["id"]
+            until(lambda: service.stream(stream_id)["frames"]["scored"] >= 4)
+            analysis = service.analysed(service.upload(film).json()["id"])
+            events = scores(service, stream_id)
+        with started(tmp_path / "state", hosts=1, scorers=1) as service:
+            assert service.http.get(f"/v1/analyses/{analysis['id']}").json() == analysis
+            before = events[-1][1]["seq"]
+            until(lambda: (service.stream(stream_id)["last"] or {"seq": 0})["seq"] > before + 1)
+            now = scores(service, stream_id)
+            assert [n for n, _ in now][: len(events)] == [n for n, _ in events]
+            assert "session_lost" in [e["reason"] for _, e in now if e["kind"] == "gap"]
+            assert balanced(service.stream(stream_id)["frames"])
+            assert service.stream(stream_id)["name"] == "door"

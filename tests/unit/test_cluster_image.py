@@ -158,5 +158,9 @@ def test_compose_runs_the_image_as_it_is_made() -> None:
             assert port.startswith("127.0.0.1:"), "Ray's ports are for this machine only"
     for known in ("secrets", "configs"):
         for entry in plan[known].values():
-            assert entry["file"] in {"keys.txt", "serve.yaml"}
-    assert "/cluster/keys.txt" in (ROOT / ".gitignore").read_text().split()
+            assert entry["file"] in {"../keys.txt", "${SERVE:-serve.yaml}"}
+    # Neither goes into the image, or to a cluster with a job: the build takes named folders only.
+    assert {"/keys.txt", "/data/"} <= set((ROOT / ".gitignore").read_text().split())
+    taken = (ROOT / "cluster/Dockerfile.dockerignore").read_text().split("\n")
+    assert "*" in taken
+    assert not {"!keys.txt", "!data"} & set(taken)

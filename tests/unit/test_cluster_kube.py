@@ -2,9 +2,12 @@
 
 import copy
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +114,35 @@ def test_each_overlay_has_the_service_and_three_jobs_that_wait(built: dict[str, 
         assert {r["metadata"]["labels"]["app.kubernetes.io/part-of"] for r in resources} == {"unmask"}
 
 
+def _words_on_the_head(entrypoint: str, variables: dict[str, str]) -> list[str]:
+    """What a command gets: KubeRay's submitter puts it into a shell that knows none of its variables, and hands on what
+    is left, joined again; on the head, another shell takes it."""
+
+    def words(text: str, **variables: str) -> list[str]:
+        show = "import json, sys; print(json.dumps(sys.argv[1:]))"
+        env = {"PATH": os.environ["PATH"], **variables}
+        command = ["bash", "-c", f"{shlex.quote(sys.executable)} -c {shlex.quote(show)} {text}"]
+        return list(json.loads(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout))
+
+    handed = words(entrypoint)
+    assert handed[:2] == ["sh", "-c"]
+    assert handed[2].startswith("exec ")
+    return words(handed[2].removeprefix("exec "), **variables)
+
+
 def test_entry_points_are_commands_with_options_that_there_are(built: dict[str, list[Resource]]) -> None:
     import importlib
 
     import typer.main
 
+    (settings,) = of_kind(built["cpu"], "ConfigMap")
     for job in of_kind(built["cpu"], "RayJob"):
-        words = job["spec"]["entrypoint"].split()
+        words = _words_on_the_head(job["spec"]["entrypoint"], settings["data"])
         assert words[:2] == ["python", "-m"]
+        assert "" not in words
+        assert not any("$" in word for word in words)
         command = typer.main.get_command(importlib.import_module(words[2]).app)
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= known
 
 
@@ -193,8 +215,9 @@ def test_what_serve_is_told_is_what_the_service_knows(built: dict[str, list[Reso
     from ray.serve.schema import ServeDeploySchema
 
     told = {name: yaml.safe_load(of_kind(r, "RayService")[0]["spec"]["serveConfigV2"]) for name, r in built.items()}
-    told["compose"] = yaml.safe_load((ROOT / "cluster/serve.yaml").read_text())
-    assert told["compose"] == told["cpu"]
+    for name, same in (("serve", "cpu"), ("serve-gpu", "v100")):
+        told[name] = yaml.safe_load((ROOT / f"cluster/{name}.yaml").read_text())
+        assert told[name] == told[same]
     keys = tmp_path / "keys"
     keys.write_text("a-key-of-more-than-16-characters\n")
     for name, config in told.items():
@@ -204,10 +227,10 @@ def test_what_serve_is_told_is_what_the_service_knows(built: dict[str, list[Reso
         settings = Settings(**application.args)
         assert not settings.is_open
         assert settings.port == schema.http_options.port
-        assert settings.on_gpu == (name in ("v100", "h100"))
+        assert settings.on_gpu == (name in ("v100", "h100", "serve-gpu"))
         app = build(settings.model_copy(update={"api_key_file": keys}))
         assert app._bound_deployment.name == "door"
-        if name != "compose":
+        if name in built:
             (service,) = of_kind(built[name], "RayService")
             for pod in pods(service["spec"]["rayClusterConfig"]):
                 (keys_at,) = [m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if m["name"] == "keys"]
@@ -221,10 +244,15 @@ def test_the_desk_stays_on_the_head(built: dict[str, list[Resource]]) -> None:
     for resources in built.values():
         (service,) = of_kind(resources, "RayService")
         (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-        (desk,) = application["deployments"]
+        desk, door = application["deployments"]
+        assert (desk["name"], door["name"]) == ("desk", "door")
         (resource,) = desk["ray_actor_options"]["resources"]
         head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]
         assert resource in head["resources"]
+        # And the door, which must answer while the head is away, is not there.
+        assert head["num-cpus"] == "0"
+        assert door["ray_actor_options"]["num_cpus"] > 0
+        assert door["num_replicas"] > 1
         for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]:
             assert resource not in str(group["rayStartParams"])
 

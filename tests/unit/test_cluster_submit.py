@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.jobs import PACKAGES, packed
+from cluster.jobs import PACKAGES, JobServer, packed
 from cluster.submit import COMMANDS, app, checked
 from tests.rayhead import environment
 from unmask.errors import UsageError
@@ -98,6 +98,23 @@ def refused_by(words: tuple[str, ...], port: int) -> str:
     assert nobody.stderr.startswith(f"unmask: Ray's job server at http://127.0.0.1:{port} cannot be reached")
     assert len(nobody.stderr.splitlines()) == 1
     return nobody.stderr
+
+
+def test_a_head_that_is_away_for_a_moment_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, away = object.__new__(JobServer), iter([UsageError("away"), UsageError("away"), None])
+
+    def info(_: str) -> str:
+        if (error := next(away)) is not None:
+            raise error
+        return "running"
+
+    monkeypatch.setattr(server, "_info", info)
+    monkeypatch.setattr("cluster.jobs._POLL_S", 0.0)
+    assert server._patiently("job") == "running"
+    monkeypatch.setattr("cluster.jobs._AWAY_S", -1.0)
+    away = iter([UsageError("away")])
+    with pytest.raises(UsageError, match="away"):
+        server._patiently("job")
 
 
 def test_the_address_must_be_said() -> None:

@@ -1,6 +1,8 @@
 """Depth maps of a run's crops: one row a face, whole shards, a reason for each map that is not there."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import torch
 
 from pipelines.config import EmbedOptions
-from pipelines.depth import DEPTH_WEIGHTS, DepthMaker, DepthOptions, DepthStage
+from pipelines.depth import DEPTH_WEIGHTS, DepthMaker, DepthOptions, DepthStage, shares, unmade
 from pipelines.extras import Extras, check_extras
+from pipelines.run import _reopen
 from tests.depths import tiny_depth
-from tests.products import BOX, Clip, finished_run
+from tests.products import BOX, Clip, faked, finished_run
 from unmask.depth import DEPTH_MODEL, DepthEstimator, as_rgb
 from unmask.errors import ModelError, StorageError, UsageError
 from unmask.presets import resolve
@@ -61,6 +64,78 @@ def test_a_damaged_crop_is_a_reason_and_takes_no_other_with_it(store: Store, wei
     maker = DepthMaker(DepthEstimator.load(str(weights), size_px=56))
     assert maker.write(store, 0, "k") == {"done": 5, "crop_damaged": 1}
     assert store.read_table("depth/k/00000.parquet")["reason"].to_pylist() == [None, "crop_damaged", *[None] * 4]
+
+
+def test_a_place_that_cannot_be_read_is_no_damaged_crop(
+    store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is there and a bucket does not answer: nothing is written of it, and it is made later."""
+
+    def silent(self: Store, name: str) -> Any:
+        if not name.startswith("crops/"):
+            return opened(self, name)
+        with self.telling("read", name):
+            raise TimeoutError(110, "no answer")
+
+    opened = Store.open
+    maker = DepthMaker(DepthEstimator.load(str(weights), size_px=56))
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "open", silent)
+        with pytest.raises(StorageError, match=r"crops/.* cannot be read \(no answer\)"):
+            maker.write(store, 0, "k")
+    assert unmade(store, "k", 1) == [0]
+    assert maker.write(store, 0, "k") == {"done": 6}
+
+
+def test_what_was_made_of_other_faces_is_made_again(store: Store, weights: Path) -> None:
+    """Preprocessed again with a video more, or with other pictures at the same frames; or a crop that was damaged."""
+    maker = DepthMaker(DepthEstimator.load(str(weights), size_px=56))
+    assert unmade(store, "k", 2) == [0, 1]
+    maker.write(store, 0, "k")
+    assert unmade(store, "k", 2) == [1]
+    clips = [Clip(video=f"v{n}", picture=faked, faces={0: [BOX], 10: [BOX]}, columns={"label": 0}) for n in range(3)]
+    products = finished_run(store, clips, per_shard=10, margin=1.3)
+    assert unmade(store, "k", 1) == [0]
+    maker.write(store, 0, "k")
+    damage(store, products.faces(0), 1)
+    assert unmade(store, "k", 1) == []
+    maker.write(store, 0, "k")
+    assert unmade(store, "k", 1) == [0]
+
+
+def test_failed_videos_that_are_tried_again_get_their_maps(tmp_path: Path, weights: Path) -> None:
+    store, (first, second) = Store(tmp_path / "faces"), (Clip(video=f"v{n}", columns={"label": 0}) for n in range(2))
+    lost = replace(second, faces={}, status="failed")
+    products = finished_run(store, [first, lost, first, second], per_shard=2)
+    maker = DepthMaker(DepthEstimator.load(str(weights), size_px=56))
+    for shard in range(2):
+        maker.write(store, shard, "k")
+    _reopen(products)
+    assert (products.shards(), store.names("depth/k")) == ([1], ["depth/k/00001.parquet"])
+    finished_run(store, [first, second, first, second], per_shard=2)
+    assert unmade(store, "k", 2) == [0]
+    assert maker.write(store, 0, "k") == {"done": len(products.faces(0))} == {"done": 4}
+
+
+@pytest.mark.parametrize(
+    ("device", "cpus", "gpus", "actors", "shards", "expected"),
+    [
+        ("auto", 64, 0, None, 100, (64, 0.0)),
+        ("auto", 64, 8, None, 100, (8, 1.0)),
+        ("cpu", 64, 8, None, 100, (64, 0.0)),
+        ("cuda", 64, 8, 24, 100, (24, 0.3333)),
+        ("auto", 64, 2, 3, 100, (3, 0.5)),
+        ("auto", 64, 2, 3, 1, (1, 1.0)),
+        ("auto", 2, 8, None, 100, (2, 1.0)),
+    ],
+)
+def test_actors_share_the_gpus_that_are_there(
+    device: str, cpus: float, gpus: float, actors: int | None, shards: int, expected: tuple[int, float]
+) -> None:
+    count, share = shares(device, cpus, gpus, actors, shards)
+    assert (count, share) == expected
+    if share:
+        assert int(1 / share) * gpus >= count
 
 
 def test_only_features_are_what_the_backbone_says_of_each_map(store: Store, weights: Path) -> None:

@@ -10,20 +10,23 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.products import ten_real_people
-from train.comparison import COMPARISON
+from tests.products import ten_people, ten_real_people
+from train.catalogue import Catalogue
+from train.comparison import COMPARISON, compare
 from train.config import DistillConfig, TrainConfig, overridden
 from train.distill import Teachers, distilled, similarity, soft_loss
 from train.ensemble import Ensemble, Member
 from train.fit import app
 from train.heldout import heldout_scores
 from train.recipes import recipe
+from train.splits import splits_of
 from unmask.calibration import Calibration
 from unmask.checkpoints import Description, describe, load, save
 from unmask.errors import ModelError, UsageError
 from unmask.manifest import Video
 from unmask.models import ModelConfig, build
 from unmask.provenance import USED, joined, overlap, used_digests
+from unmask.storage import Store
 from unmask.transforms import Preprocessing
 
 INPUT = Preprocessing(size_px=32, margin=1.3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -177,6 +180,8 @@ def test_a_student_by_the_command(data: str, tmp_path: Path) -> None:
     assert found["weights"] == weights[0] / sum(weights[1:])
     assert all(row["ms_per_crop"] > 0 and row["bytes"] > 4 * row["weights"] for row in found["models"])
     assert both["bytes"] == first["bytes"] + second["bytes"]
+    # They do not say whom they know; the student knows only its own.
+    assert [said.partition(" ")[0] for said in found["caveats"]] == ["first", "second"]
     assert found["auc_lost"] == both["metrics"]["auc"]["value"] - student["metrics"]["auc"]["value"]
     assert both["metrics"]["auc"]["value"] == pytest.approx(together(data, tmp_path / "out", paths))
     said = describe(tmp_path / "out" / "model.safetensors").provenance["teachers"]
@@ -186,6 +191,63 @@ def test_a_student_by_the_command(data: str, tmp_path: Path) -> None:
     ]
     rows = json.loads((tmp_path / "out" / "seed-0" / "history.json").read_text())["epochs"]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def used(data: str, *people: int) -> dict[str, Any]:
+    """The provenance of a model that was trained on some of the ten people."""
+    about = [video.about for video in Catalogue.read([data]).videos]
+    return used_digests({"train": [each for each in about if int(each.identity[0][-1]) in people]})
+
+
+def test_people_whom_a_teacher_knows_are_no_test_of_the_student(data: str, tmp_path: Path) -> None:
+    """The same data was dealt out with other shares when the teacher was made: of three left now it knows two."""
+    config = overridden(recipe("selfblend"), ["model.pyramid=false", "loss.mask=0", "fractions=[0.5,0.2,0.3]"])
+    catalogue = Catalogue.read([data])
+    numbers = [int(catalogue.videos[n].about.identity[0][-1]) for n in splits_of(catalogue, config, 0).test]
+    assert len(numbers) == 3
+    provenances = [{"config": config.to_json(), USED: used(data, *known)} for known in ((), numbers[:2], numbers)]
+    plain, knowing, all_knowing = (
+        str(checkpoint(tmp_path / f"{n}.safetensors", provenance=each)) for n, each in enumerate(provenances)
+    )
+    own, taught = (
+        compare(plain, replace(config, distill=replace(config.distill, teachers=(t,))), [data], Store(tmp_path), CPU)
+        for t in (plain, knowing)
+    )
+    (_, alone), (_, whole) = (
+        next(iter(heldout_scores(*load(Path(plain)), config, [data], CPU, ["mixed"], others)))
+        for others in ([describe(Path(knowing))], [])
+    )
+    assert (alone.videos, whole.videos) == (1, 3)
+    losses = [found["models"][0]["metrics"]["log_loss"]["value"] for found in (taught, own)]
+    assert losses == [judged.measures(0.5)["log_loss"]["value"] for judged in (alone, whole)]
+    assert losses[0] != losses[1]
+    assert taught["caveats"] == []
+    config = replace(config, distill=replace(config.distill, teachers=(all_knowing,)))
+    with pytest.raises(UsageError, match=r"nobody is left for the test: all 3 videos .* known to the models, such as "
+                       r"faces/\S+ \(it, or a fake of it, was used in training\); take the data"):  # fmt: skip
+        compare(plain, config, [data], Store(tmp_path), CPU)
+
+
+def test_all_are_measured_on_the_videos_that_none_has_seen_and_keep_their_pages(tmp_path: Path) -> None:
+    data = str(ten_people(tmp_path / "faces"))
+    config = recipe("celebdf-mobilenet")
+    paths = []
+    for folder, people in (("student", range(7)), ("a", (4, 5)), ("b", (6,))):
+        (tmp_path / folder).mkdir()
+        provenance = {"config": config.to_json(), USED: used(data, *people)}
+        paths.append(str(checkpoint(tmp_path / folder / "distill.safetensors", provenance=provenance)))
+    config = replace(config, distill=replace(config.distill, teachers=tuple(paths[1:])))
+    found = compare(paths[0], config, [data], Store(tmp_path / "out"), CPU)
+    assert [row["name"] for row in found["models"]][:3] == ["distill", "distill (1)", "distill (2)"]
+    pages = sorted((tmp_path / "out" / "evaluation").glob("*/evaluation.json"))
+    assert len(pages) == 4
+    for page in pages:
+        videos = json.loads(page.read_text())["videos"]
+        assert {row["video"].rpartition("/")[2] for row in videos} == {"7", "8", "9"}
+    single = replace(config, distill=replace(config.distill, teachers=(paths[1],)))
+    found = compare(paths[0], single, [data], Store(tmp_path / "single"), CPU)
+    assert [row["name"] for row in found["models"]] == ["distill (student)", "distill"]
+    assert len(list((tmp_path / "single" / "evaluation").glob("*/evaluation.html"))) == 2
 
 
 def together(data: str, out: Path, paths: list[Path]) -> float:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,8 @@ from tests.evaluated import checkpoint, fitted_model
 from train.ensemble import Ensemble, shares, weighted_names
 from unmask.calibration import Calibration
 from unmask.errors import ModelError, UsageError
+from unmask.fusion import FusionConfig
+from unmask.models import ModelConfig, build
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,18 @@ def test_what_cannot_be_averaged_is_refused(checkpoints: Path) -> None:
         Ensemble.load([str(checkpoints / "a.safetensors"), str(checkpoints / "mos.safetensors")])
     with pytest.raises(ModelError, match=r"no checkpoint .*absent\.safetensors"):
         Ensemble.load([str(checkpoints / "absent.safetensors")])
+
+
+def test_models_that_judge_other_faces_are_not_averaged(checkpoints: Path, tmp_path: Path) -> None:
+    """A model with depth maps judges the faces that have one: there is no mean with what others say of more faces."""
+    small = FusionConfig(layers=1, heads=4, hidden=16)
+    fusion = build(ModelConfig(backbone="test_efficientnet", head="fusion", fusion=small))
+    maps: dict[str, Any] = {"sha256": "0", "size_px": 518}
+    same, again, others = (
+        str(checkpoint(tmp_path / f"{name}.safetensors", fusion, provenance={"depth": {**maps, "size_px": px}}))
+        for name, px in (("same", 518), ("again", 518), ("others", 252))
+    )
+    assert [m.name for m in Ensemble.load([same, again]).members] == ["same", "again"]
+    for other in (others, str(checkpoints / "a.safetensors")):
+        with pytest.raises(UsageError, match=r"is averaged only with models of the same maps; got same \(fusion\), "):
+            Ensemble.load([same, other])

@@ -5,15 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.products import ten_real_people
+from train.catalogue import Catalogue
 from train.config import overridden
 from train.export import app
+from train.forms import Forms
 from train.recipes import recipe
+from train.splits import splits_of
 from unmask.checkpoints import Description, save
 from unmask.models import build
+from unmask.onnx_export import write_onnx
+from unmask.provenance import USED, used_digests
 
 CONFIG = overridden(
     recipe("selfblend"),
@@ -48,11 +55,63 @@ def test_all_forms_are_measured_on_the_same_faces(data: Path, tmp_path: Path) ->
     assert [row["name"] for row in document["forms"]] == ["checkpoint", "m.onnx", "m-int8.onnx"]
     assert exported["largest_difference"] < 1e-4
     assert abs(exported["auc_lost"]) < 1e-9
+    (caveat,) = document["caveats"]
+    assert "nobody can check" in caveat
     assert small["auc_lost"] == plain["auc"] - small["auc"]
     assert 0 < small["largest_difference"] < 0.2
     assert [row["bytes"] for row in (exported, small)] == [
         (tmp_path / name).stat().st_size for name in ("m.onnx", "m-int8.onnx")
     ]
+
+
+def test_people_whom_the_model_knows_are_not_measured(data: Path, tmp_path: Path) -> None:
+    """Trained with more data, it had another deal: here it learnt from three of the four who are left of these."""
+    catalogue = Catalogue.read([str(data)])
+    left = [catalogue.videos[n].about for n in splits_of(catalogue, CONFIG, 0).test]
+    for count, videos, samples in ((0, 4, 16), (3, 1, 4)):
+        provenance = {"config": CONFIG.to_json(), USED: used_digests({"train": left[:count]})}
+        model = checkpoint(tmp_path / f"{count}.safetensors", provenance)
+        result = run(model, "--out", tmp_path / "m.onnx", "--data", data, "--json")
+        assert result.exit_code == 0, result.output
+        document = json.loads(result.stdout)
+        assert (document["videos"], document["samples"], document["caveats"]) == (videos, samples, [])
+    knowing = {"config": CONFIG.to_json(), USED: used_digests({"train": left[:2], "val": left[2:]})}
+    result = run(checkpoint(tmp_path / "k.safetensors", knowing), "--out", tmp_path / "k.onnx", "--data", data)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "nobody is left for the test: all 4 videos that these splits leave are known" in said
+
+
+def test_ranges_end_where_activations_are_cut_off(data: Path, tmp_path: Path) -> None:
+    """What ReLU6 cuts off takes none of the 256 steps: here it is thirty times as much as what is left."""
+    config = overridden(CONFIG, ["backbone=mobilenetv2_035"])
+    torch.manual_seed(0)
+    model = build(config.model)
+    *_, last = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        last.weight.fill_(60.0)
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = 1.0
+        model.backbone.train()(torch.randn(8, 3, 48, 48))
+    preprocessing = config.input.preprocessing(config.model.backbone)
+    description = Description(name="m", version="1", config=config.model, preprocessing=preprocessing, trained=True)
+    description = replace(description, provenance={"config": config.to_json()})
+    plain, small = tmp_path / "m.onnx", tmp_path / "m-int8.onnx"
+    forms = Forms(model.eval(), description, [str(data)])
+    write_onnx(plain, model, description)
+    forms.write_int8(plain, small)
+    given, written = onnx.load(plain).graph.node, onnx.load(small).graph
+    makers = {name: node.op_type for node in written.node for name in node.output}
+    assert "DequantizeLinear" not in {makers[node.input[0]] for node in written.node if node.op_type == "Clip"}
+    clipped = {node.output[0] for node in given if node.op_type == "Clip"}
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in written.initializer}
+    rounded = [node for node in written.node if node.op_type == "QuantizeLinear" and node.input[0] in clipped]
+    steps = [values[node.input[1]].item() for node in rounded]
+    assert len(steps) == len(clipped) > 30
+    assert max(steps) == pytest.approx(6 / 255)
+    (head,) = (node for node in written.node if node.op_type == "Gemm")
+    assert not {makers.get(name) for name in head.input} & {"QuantizeLinear", "DequantizeLinear"}
 
 
 def test_wrong_usage_is_said(data: Path, tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def test_what_cannot_be_exported_or_read_is_said(tmp_path: Path, monkeypatch: py
     fused = Description(name="f", version="1", config=fusion, preprocessing=INPUT)
     with pytest.raises(ModelError, match="f takes depth maps"):
         write_onnx(tmp_path / "f.onnx", model, fused)
+    opinions, described = settled(backbone="test_efficientnet", head="temporal", window=4, task="mos")
+    with pytest.raises(ModelError, match=r"m predicts how real people find a fake, .*: export a detector"):
+        write_onnx(tmp_path / "mos.onnx", opinions, described)
+    assert not (tmp_path / "mos.onnx").exists()
     with pytest.raises(ModelError, match=r"no model .*nothing\.onnx: check the path"):
         OnnxModel(tmp_path / "nothing.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"no model at all")

@@ -69,7 +69,7 @@ def test_the_systems_are_described_as_their_authors_built_them(
 
 
 def test_a_large_preset_that_cannot_be_fetched_names_the_remedies(offline: None) -> None:
-    with pytest.raises(ModelError, match=r"--weights FILE.*--no-pretrained") as caught:
+    with pytest.raises(ModelError, match=r"--weights FILE.*--no-pretrained.*--set pretrained=false") as caught:
         resolve("dfdc-b7")
     assert caught.value.reason is Reason.PRETRAINED_UNAVAILABLE
 

@@ -77,3 +77,15 @@ def test_an_empty_room_is_not_late(host: Host) -> None:
         await host.forget("x")
 
     asyncio.run(scene())
+
+
+def test_between_two_frames_that_are_due_nothing_is_late(host: Host) -> None:
+    async def scene() -> None:
+        await host.start({**WANTED, "fps": 0.1})
+        play = host._plays["x"]
+        for ago_s, late_s in ((8.0, 0.0), (15.0, 5.0)):
+            play.answered_s = time.monotonic() - ago_s
+            assert host._state(play)["lag_s"] == pytest.approx(late_s, abs=1.0)
+        await host.forget("x")
+
+    asyncio.run(scene())

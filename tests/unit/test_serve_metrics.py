@@ -15,6 +15,15 @@ def samples(meter: Meter) -> dict[tuple[str, tuple[tuple[str, str], ...]], float
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
 
 
+def test_the_first_loss_of_a_session_is_growth() -> None:
+    """Prometheus sees no growth in a series that begins at 1."""
+    meter, lost = Meter(), ("unmask_stream_resumptions_total", (("reason", "session_lost"),))
+    assert samples(meter)[lost] == 0
+    meter.count("unmask_stream_resumptions", "session_lost")
+    assert samples(meter)[lost] == 1
+    assert meter.render().count(b"resumptions_total{") == 1
+
+
 def test_counts_of_many_meters_add_up() -> None:
     desk, hosts = Meter(), [Meter(), Meter()]
     for _ in range(3):
