@@ -4,12 +4,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+from unmask.addresses import AddressPolicy
 from unmask.errors import Reason
 from unmask.frame_queue import FrameQueue, Gap, LiveFrame, Lost, StateChange, StreamItem, StreamState
+from unmask.streams import StreamOptions, StreamSource
 
-__all__ = ["Watcher"]
+__all__ = ["SLACK_S", "Watcher", "watching"]
+
+SLACK_S = 0.7
+"""The machine of a test may be busy; figures of an idle one are in benchmarks/live.py."""
 
 
 class _Source(Protocol):
@@ -84,3 +89,8 @@ class Watcher:
             if isinstance(item, Lost):
                 losses[item.reason] += item.count
         return losses
+
+
+def watching(address: str, *, policy: AddressPolicy | None = None, **options: Any) -> Watcher:
+    """A source at an address, that is being read."""
+    return Watcher(StreamSource(address, StreamOptions(**options), policy))

@@ -92,14 +92,11 @@ class HttpInput:
         """
         if not url.startswith(_ENCRYPTED):
             return _Body(self, url)
+        url = url.removeprefix(_ENCRYPTED)
         key, iv = (bytes.fromhex((options or {}).get(name, "")) for name in ("key", "iv"))
-        body = _Body(self, url.removeprefix(_ENCRYPTED))
         if len(key) != _BLOCK or len(iv) != _BLOCK:
-            body.close()
-            raise MediaError(
-                Reason.MEDIA_UNREADABLE, f"{without_password(body.url)} is encrypted and has no key of AES-128"
-            )
-        return _Decrypted(body, key, iv)
+            raise MediaError(Reason.MEDIA_UNREADABLE, f"{without_password(url)} is encrypted and has no key of AES-128")
+        return _Decrypted(_Body(self, url), key, iv)
 
     def _response(self, url: str, start: int) -> tuple[str, httpx.Response]:
         """The URL at the end of all redirects, and what it answers."""

@@ -67,9 +67,7 @@ def test_masks_show_what_was_changed(out: Path) -> None:
         x, y = np.array([160, 120]) - (face["crop_transform"][2], face["crop_transform"][5])
         inside = mask[int(y) - 15 : int(y) + 15, int(x) - 15 : int(x) + 15].mean()
         rim = np.concatenate([mask[:8].ravel(), mask[-8:].ravel()]).mean()
-        # The rim differs by what the codec makes of other pictures.
-        assert inside > 60
-        assert rim < inside / 2
+        assert inside > 60 > 30 > rim
 
 
 def test_copies_have_all_frames_and_fewer_bytes(out: Path, pairs: Path) -> None:
