@@ -4,8 +4,9 @@ Each function writes one file and returns its path. The pictures drift, so that 
 noise, so that no codec gets away with copying.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def clip(
         images: RGB pictures to encode in place of the noise.
     """
     path = path.with_suffix(encoding.suffix)
-    with av.open(path, "w", options=encoding.muxing) as container:
+    with _same_scheduling(), av.open(path, "w", options=encoding.muxing) as container:
         stream = container.add_stream(encoding.codec, rate=rate, options=dict(encoding.options))
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, encoding.pixel_format
@@ -177,6 +178,22 @@ def clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@contextmanager
+def _same_scheduling() -> Iterator[None]:
+    """Run as root, SVT-AV1 raises the thread that calls it to real-time priority 99, and leaves it there.
+
+    Whatever that thread starts later inherits it: two browsers then starve the whole machine, and spin for ever.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # Linux alone has it
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def remuxed(source: Path, target: Path, options: dict[str, str] | None = None, *, first: int = 0) -> Path:
