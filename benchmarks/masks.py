@@ -103,9 +103,10 @@ def _make_run(folder: Path, pairs: int) -> Store:
     store.write_table(shard_name("faces", 0), pa.Table.from_pylist(rows, schema=FACES))
     fields = [pa.field("video", pa.string()), pa.field("label", pa.int8()), pa.field("source", pa.string()), *RESULTS]
     counts = dict.fromkeys("planned decoded faces tracks attempts".split(), pairs) | {"corrupt": 0, "missing": 0}
+    asked = {"frames": range(pairs), "frame_pts_s": [n / 25 for n in range(pairs)], "frame_reasons": [None] * pairs}
     videos = [
-        {"video": "real", "label": 0, "status": "done", "config": "", **counts},
-        {"video": "fake", "label": 1, "source": "real", "status": "done", "config": "", **counts},
+        {"video": "real", "label": 0, "status": "done", "config": "", **counts, **asked},
+        {"video": "fake", "label": 1, "source": "real", "status": "done", "config": "", **counts, **asked},
     ]
     store.write_table(shard_name("videos", 0), pa.Table.from_pylist(videos, schema=pa.schema(fields)))
     return store

@@ -172,6 +172,7 @@ class Assembler:
             {
                 **_manifest_row(video),
                 **counts,
+                **_asked([]),
                 "status": outcome.status,
                 "reason": str(outcome.reason),
                 "message": outcome.message,
@@ -211,6 +212,7 @@ class Assembler:
                 "tracks": len({track for track in tracks if track is not None}),
                 "attempts": max(unit.attempts for unit in units),
                 **_media(info),
+                **_asked(notes),
                 "config": self._config,
             }
         )
@@ -289,6 +291,15 @@ def _manifest_row(video: Video) -> dict[str, Any]:
 def _media(info: VideoInfo | None) -> dict[str, Any]:
     names = ("width", "height", "duration_s", "rate_fps", "codec")
     return {name: getattr(info, name) if info else None for name in names}
+
+
+def _asked(notes: Sequence[FrameNote]) -> dict[str, Any]:
+    """The frames that were asked for, whatever became of them: a track has a place for each, and a hole is none."""
+    return {
+        "frames": [note.index for note in notes],
+        "frame_pts_s": [note.pts_s for note in notes],
+        "frame_reasons": [None if note.reason is None else str(note.reason) for note in notes],
+    }
 
 
 def _by_frame(unit: Unit) -> Iterator[tuple[FrameNote, pa.Table]]:

@@ -41,7 +41,7 @@ DEFAULT_BATCH_MB = 64
 """Frames that travel together: large enough to give each block seconds of work, small enough for any object store."""
 
 # Of the format of the output. Outputs of another are not continued.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +133,6 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """A plain dict, with the version of the output's format."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        if self.detector.name == "mtcnn":
-            del plain["detector"]["name"]  # outputs of old are continued
         return {"format": _FORMAT, **plain}
 
 
@@ -232,7 +230,12 @@ def check_same(store: Store, job: Job, **more: Any) -> str:
         record = {"config": digest(wanted), "unmask": __version__, "job": wanted}
         store.write("job.json", (json.dumps(record, indent=1) + "\n").encode())
         return digest(wanted)
-    differing = list(differences(recorded(store), wanted))
+    there = recorded(store)
+    if there.get("format") != _FORMAT:
+        raise UsageError(
+            f"{store.shown} was made by another version of Unmask, whose tables differ; choose another --out"
+        )
+    differing = list(differences(there, wanted))
     if differing:
         raise UsageError(
             f"{store.shown} was made with another configuration ({'; '.join(differing[:4])}); choose another --out, or "

@@ -64,7 +64,9 @@ class Clip:
         uri: Where it lies; by default a path made of the id.
         picture: From a frame's index to its picture.
         faces: The boxes of each frame that was looked at and has any.
+        faceless: Frames that were looked at and have none.
         corrupt: Frames that are damaged.
+        missing: Frames that could not be seen.
         status: What became of it.
         columns: More columns of the manifest: label, source, split, method, ...
     """
@@ -75,7 +77,9 @@ class Clip:
     faces: Mapping[int, Sequence[tuple[float, float, float, float]]] = field(
         default_factory=lambda: {0: [BOX], 10: [BOX]}
     )
+    faceless: frozenset[int] = frozenset()
     corrupt: frozenset[int] = frozenset()
+    missing: frozenset[int] = frozenset()
     status: str = "done"
     columns: dict[str, Any] = field(default_factory=dict)
 
@@ -193,10 +197,24 @@ def _videos(clips: Sequence[Clip]) -> pa.Table:
     for clip in clips:
         faces = sum(len(boxes) for boxes in clip.faces.values())
         manifest = {"video": clip.video, "uri": clip.uri or f"/data/{clip.video}.mp4", **clip.columns}
-        looked_at = {"planned": len(clip.faces), "decoded": len(clip.faces), "corrupt": len(clip.corrupt), "missing": 0}
+        looked_at = _looked_at(clip)
         result = {"status": clip.status, "faces": faces, "tracks": int(faces > 0), "attempts": 1, "config": "c0ffee"}
         rows.append({**manifest, **looked_at, **result})
     return pa.Table.from_pylist(rows, schema=pa.schema([*_MANIFEST, *RESULTS]))
+
+
+def _looked_at(clip: Clip) -> dict[str, Any]:
+    frames = sorted({*clip.faces, *clip.faceless, *clip.corrupt, *clip.missing})
+    reasons = dict.fromkeys(clip.corrupt, "corrupt_frame") | dict.fromkeys(clip.missing, "missing_frame")
+    return {
+        "planned": len(frames),
+        "decoded": len(frames) - len(clip.missing),
+        "corrupt": len(clip.corrupt),
+        "missing": len(clip.missing),
+        "frames": frames,
+        "frame_pts_s": [frame / 25 for frame in frames],
+        "frame_reasons": [reasons.get(frame) for frame in frames],
+    }
 
 
 def ten_people(folder: Path) -> Path:

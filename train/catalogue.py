@@ -1,10 +1,10 @@
 """All faces of preprocessed datasets as arrays: what a training run draws from and an evaluation goes through.
 
-Axes: N faces, V videos, K = 5 landmarks; boxes are x1, y1, x2, y2 in pixels.
+Axes: N faces, V videos, A frames of a video that were asked for, K = 5 landmarks; boxes are x1, y1, x2, y2 in pixels.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,18 +13,53 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unmask.errors import UsageError
+from unmask.errors import StorageError, UsageError
 from unmask.manifest import Video
 from unmask.products import Products
 from unmask.storage import Store
 from unmask.transforms import Preprocessing
 
-__all__ = ["Catalogue", "CataloguedVideo", "Place"]
+__all__ = ["AskedFrames", "Catalogue", "CataloguedVideo", "Faceless", "Place"]
 
 # What a crop may lack of the region that a model wants, in pixels of the frame or of the crop, whichever are larger:
 # boxes are rounded.
 _SLACK_PX = 1.5
 _MOST_UNCOVERED = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AskedFrames:
+    """The frames of a video that were asked for, in order of time, whatever became of them.
+
+    Args:
+        frame_A: int32, the frame's position in the video; one that the video does not have may have -1.
+        pts_s_A: float64, presentation time in seconds.
+        reasons: By place among the frames, why one was not looked at; the others were, and have faces or none.
+    """
+
+    frame_A: NDArray[np.int32]
+    pts_s_A: NDArray[np.float64]
+    reasons: Mapping[int, str]
+
+    def __len__(self) -> int:
+        """A, the number of frames."""
+        return len(self.frame_A)
+
+    def places_of(self, frame_N: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Which of the frames asked for some frames are, int64 (N,); the first where one was asked for twice."""
+        place = {int(frame): n for n, frame in reversed(list(enumerate(self.frame_A.tolist())))}
+        return np.array([place[frame] for frame in frame_N.tolist()], np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faceless:
+    """A video of one of the datasets that gave no face, and why."""
+
+    key: str
+    dataset: str
+    about: Video
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +74,8 @@ class CataloguedVideo:
     """What the manifest says. Ids of videos and people carry the dataset's name too."""
     rows: slice
     """Its faces."""
+    asked: AskedFrames
+    """Its frames."""
     shard: int
     """Where its row is."""
 
@@ -58,6 +95,7 @@ class Catalogue:
 
     Attributes:
         videos: V videos with at least one face, in the order of their datasets' manifests.
+        faceless: The videos without one.
         stores: Where each dataset lies, by name.
         files: Files that hold crops: the store, and the name in it.
         video_N: int32, which video a face is of.
@@ -84,6 +122,7 @@ class Catalogue:
         """
         self.stores: dict[str, Store] = {}
         self.videos: list[CataloguedVideo] = []
+        self.faceless: list[Faceless] = []
         self.files: list[tuple[Store, str]] = []
         self._file_of: dict[tuple[str, str], int] = {}
         pieces: list[dict[str, NDArray[Any]]] = []
@@ -128,7 +167,8 @@ class Catalogue:
             uris: Folders or URLs of buckets.
 
         Raises:
-            UsageError: One of them is no such output, holds no crops or no face, or two have the same name.
+            UsageError: One of them is no such output or one of an earlier version, holds no crops or no face, or two
+                have the same name.
             StorageError: A table cannot be read.
         """
         tables = []
@@ -153,17 +193,23 @@ class Catalogue:
         for n, name in enumerate(ids):
             first.setdefault(name, n)
             count[name] = count.get(name, 0) + 1
-        found = [
-            CataloguedVideo(
-                key=f"{dataset}/{row['video']}",
-                dataset=dataset,
-                about=_about(dataset, row),
-                rows=slice(start + first[row["video"]], start + first[row["video"]] + count[row["video"]]),
-                shard=shard,
+        found = []
+        every = list(_asked(store, videos))
+        for row, asked in zip(videos.drop_columns(_LISTS).to_pylist(), every, strict=True):
+            name, about = row["video"], _about(dataset, row)
+            if name not in first:
+                reason, message = row["reason"] or "no_face", row["message"] or "No face was found."
+                self.faceless.append(
+                    Faceless(key=about.video, dataset=dataset, about=about, reason=reason, message=message)
+                )
+                continue
+            own = slice(first[name], first[name] + count[name])
+            if not np.isin(faces["frame"][own.start : own.stop].to_numpy(), asked.frame_A).all():
+                raise StorageError(f"{store.shown} does not list all frames of {name}; preprocess again")
+            rows = slice(start + own.start, start + own.stop)
+            found.append(
+                CataloguedVideo(key=about.video, dataset=dataset, about=about, rows=rows, asked=asked, shard=shard)
             )
-            for row in videos.to_pylist()
-            if row["video"] in first
-        ]
         return self._arrays(dataset, store, faces), found
 
     def _arrays(self, dataset: str, store: Store, faces: pa.Table) -> dict[str, NDArray[Any]]:
@@ -177,7 +223,7 @@ class Catalogue:
             **plain,
             **lists,
             **flags,
-            "sharpness": _sharpness(faces),
+            "sharpness": np.asarray(faces["sharpness"].to_numpy(), np.float32),
             "video": np.full(len(faces), -1, np.int32),
             "track": faces["track"].fill_null(-1).to_numpy(),
             "crops": np.stack([file_N, faces["crop_offset"].to_numpy(), faces["crop_bytes"].to_numpy()], 1).astype(
@@ -227,9 +273,9 @@ class Catalogue:
         shifted_N4 = self.box_N4[rows].astype(np.float64) - 0.5 - transform_N6[:, [2, 5, 2, 5]]
         return np.asarray(shifted_N4 / transform_N6[:, [0, 4, 0, 4]] + 0.5)
 
-    def side_px_N(self) -> NDArray[np.float32]:
-        """The shorter side of each face's box, float32 (N,)."""
-        sides_N2 = self.box_N4[:, 2:] - self.box_N4[:, :2]
+    def side_px_N(self, rows: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32]:
+        """The shorter side of each face's box, or of some faces', float32 (N,)."""
+        sides_N2 = self.box_N4[rows, 2:] - self.box_N4[rows, :2]
         return np.asarray(sides_N2.min(1))
 
     def check_covers(self, preprocessing: Preprocessing) -> None:
@@ -298,11 +344,31 @@ def _named(uris: Sequence[str]) -> Iterator[tuple[str, Store]]:
         yield name, store
 
 
-def _sharpness(faces: pa.Table) -> NDArray[np.float32]:
-    """NaN where it is not known; datasets of early releases have no such column."""
-    if "sharpness" not in faces.column_names:
-        return np.full(len(faces), np.nan, np.float32)
-    return np.asarray(faces["sharpness"].to_numpy(), np.float32)
+_LISTS = ["frames", "frame_pts_s", "frame_reasons"]
+
+
+def _asked(store: Store, videos: pa.Table) -> Iterator[AskedFrames]:
+    """The frames of each video of a shard.
+
+    Raises:
+        UsageError: An earlier version of Unmask wrote the table: it did not keep them.
+    """
+    if not {*_LISTS} <= {*videos.column_names}:
+        raise UsageError(
+            f"{store.shown} was preprocessed by an earlier version of Unmask, which did not keep the frames that it "
+            "looked at; preprocess again, into another folder"
+        )
+    frames, times_s, reasons = (videos[name].combine_chunks() for name in _LISTS)
+    for frame_A, pts_s_A, why in zip(frames, times_s, reasons, strict=True):
+        yield AskedFrames(
+            frame_A.values.to_numpy(),
+            pts_s_A.values.to_numpy(),
+            {} if why.values.null_count == len(why.values) else _named_reasons(why.as_py()),
+        )
+
+
+def _named_reasons(why: Sequence[str | None]) -> dict[int, str]:
+    return {n: reason for n, reason in enumerate(why) if reason is not None}
 
 
 def _about(dataset: str, row: dict[str, Any]) -> Video:

@@ -6,7 +6,6 @@ it does for files and clusters. A crop that is damaged counts as a frame that co
 Axes: N faces, D features.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ from train.crops import CropReader
 from train.embedding import Change, Embedded, embedded
 from train.ensemble import Ensemble, Member
 from train.fused import fused
-from train.selection import FrameTally, Selection
+from train.selection import Selection
 from unmask.errors import ModelError, Reason
 from unmask.records import Faces, Status, Verdict
 from unmask.scoring import ScoringOptions
@@ -102,8 +101,7 @@ def outcomes(
     else:
         stream = embedded(member.model, preprocessing, reader, rows, batch=batch, change=change)
     for number, features in zip(numbers, stream, strict=True):
-        frames = selection.frames.get(catalogue.videos[number].key)
-        found.append(_outcome(member, catalogue, number, features, frames, options))
+        found.append(_outcome(member, catalogue, number, features, options))
         progress(1)
     return found
 
@@ -113,15 +111,13 @@ def _outcome(
     catalogue: Catalogue,
     number: int,
     features: Embedded,
-    asked: FrameTally | None,
     options: ScoringOptions,
 ) -> Outcome:
     tally = Tally(member.model, member.description, options)
     key = catalogue.videos[number].key
-    frames = [*_frames(catalogue, number, features), *_unseen(catalogue, number, asked, member.model.frame_dim)]
     scores: list[NDArray[np.float64]] = [np.zeros(0)]
     try:
-        scores += [scores_N for _, scores_N in tally.follow(frames)]
+        scores += [scores_N for _, scores_N in tally.follow(_frames(catalogue, number, features))]
         score = tally.conclude(Subject(input=key, id=key))
     except ValueError as error:
         raise ModelError(
@@ -147,19 +143,22 @@ def _outcome(
 def _frames(
     catalogue: Catalogue, number: int, features: Embedded
 ) -> Iterator[tuple[TrackedFrame, NDArray[np.float32]]]:
-    """The frames that have faces, each with their features; rows that nobody reads are NaN."""
+    """All frames that were asked for, in order of time, each with its faces' features; rows that nobody reads are NaN.
+
+    Those without a face count in the account of the video, and for windows that keep their holes.
+    """
+    dim = features.features_ND.shape[1]
     place = {row: n for n, row in enumerate(features.rows_N.tolist())}
     broken = set(features.rows_N[~features.whole_N].tolist())
-    all_N = catalogue.faces_of(number)
     interrupted: set[int] = set()
-    for rows in np.split(all_N, np.flatnonzero(np.diff(catalogue.frame_N[all_N])) + 1):
-        pts_s, index = float(catalogue.pts_s_N[rows[0]]), int(catalogue.frame_N[rows[0]])
-        kept = [row for row in rows.tolist() if row not in broken and catalogue.track_N[row] >= 0]
-        interrupted |= {int(catalogue.track_N[row]) for row in rows.tolist() if row in broken}
-        if not kept or catalogue.corrupt_N[rows[0]]:
-            mapless = not catalogue.corrupt_N[rows[0]] and features.depth_failed.issuperset(rows.tolist())
-            reason = Reason.DEPTH_FAILED if mapless else Reason.CORRUPT_FRAME
-            yield _nothing_seen(pts_s, index, reason, features.features_ND.shape[1])
+    for index, pts_s, reason, rows in _asked(catalogue, number):
+        kept = [row for row in rows if row not in broken and catalogue.track_N[row] >= 0]
+        interrupted |= {int(catalogue.track_N[row]) for row in rows if row in broken}
+        if reason is None and not kept:
+            mapless = features.depth_failed.issuperset(rows)
+            reason = Reason.NO_FACE if not rows else Reason.DEPTH_FAILED if mapless else Reason.CORRUPT_FRAME
+        if reason is not None:
+            yield TrackedFrame(pts_s, index, Faces.none(), (), reason), np.zeros((0, dim), np.float32)
             continue
         sightings = []
         for row in kept:
@@ -172,35 +171,22 @@ def _frames(
             catalogue.landmarks_frame_N52[kept],
             catalogue.sharpness_N[kept],
         )
-        features_ND = np.full((len(kept), features.features_ND.shape[1]), np.nan, np.float32)
+        features_ND = np.full((len(kept), dim), np.nan, np.float32)
         for n, row in enumerate(kept):
             if row in place:
                 features_ND[n] = features.features_ND[place[row]]
         yield TrackedFrame(pts_s, index, faces, sightings, None), features_ND
 
 
-def _nothing_seen(pts_s: float, index: int, reason: Reason, dim: int) -> tuple[TrackedFrame, NDArray[np.float32]]:
-    return TrackedFrame(pts_s, index, Faces.none(), (), reason), np.zeros((0, dim), np.float32)
-
-
-def _unseen(
-    catalogue: Catalogue, number: int, asked: FrameTally | None, dim: int
-) -> Iterator[tuple[TrackedFrame, NDArray[np.float32]]]:
-    """The frames without a face: they are in no table of faces, but count in the account of the video.
-
-    The gaps that they make are in the table already, so they may come last.
-    """
-    if asked is None:
-        return
-    rows = catalogue.videos[number].rows
-    frames, first = np.unique(catalogue.frame_N[rows], return_index=True)
-    damaged = int(catalogue.corrupt_N[rows][first].sum())
-    missing, corrupt = asked.missing, max(asked.corrupt - damaged, 0)
-    no_face = max(asked.planned - len(frames) - missing - corrupt, 0)
-    reasons = ((Reason.MISSING_FRAME, missing), (Reason.CORRUPT_FRAME, corrupt), (Reason.NO_FACE, no_face))
-    for reason, count in reasons:
-        for _ in range(count):
-            yield _nothing_seen(math.inf, -1, reason, dim)
+def _asked(catalogue: Catalogue, number: int) -> Iterator[tuple[int, float, Reason | None, list[int]]]:
+    """Of each frame that was asked for: position, time, why it was not looked at, and the numbers of its faces."""
+    asked = catalogue.videos[number].asked
+    rows_of: dict[int, list[int]] = {}
+    for row in catalogue.faces_of(number).tolist():
+        rows_of.setdefault(int(catalogue.frame_N[row]), []).append(row)
+    for place, (index, pts_s) in enumerate(zip(asked.frame_A.tolist(), asked.pts_s_A.tolist(), strict=True)):
+        reason = asked.reasons.get(place)
+        yield index, pts_s, None if reason is None else Reason(reason), rows_of.pop(index, [])
 
 
 def blended(parts: Sequence[Sequence[Outcome]], weights: Sequence[float]) -> list[Outcome]:

@@ -3,6 +3,7 @@
 Axes: T frames of a clip, E features of a frame, U units of a pool (a track and one of its copies), L faces of a track.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.catalogue import Catalogue
+from train.catalogue import AskedFrames, Catalogue
 from train.clips import Batch, Samples
 from train.config import TrainConfig
 from train.crops import CropReader
-from train.fused import GOOD, REASONS, Clip, Extractor, Keeper
+from train.fused import REASONS, Clip, Extractor, Keeper
 from train.samplers import Key, Pool
 from unmask.console import say
 from unmask.depth import DepthEstimator
@@ -26,13 +27,15 @@ from unmask.transforms import Preprocessing
 
 __all__ = ["FusedMaterial", "FusedSamples", "Track"]
 
+_WINDOWS = 0.5  # share of the clips of training that are windows as scoring has them
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
     """A unit's frames as the model takes them.
 
     Args:
-        features_PE: float16 (P, E): a place for each frame that was asked for, from the track's first to its last.
+        features_PE: float16 (P, E): a place for each frame that was asked for, from the track's first face to its last.
         valid_P: bool (P,).
         face: The first face, by number in the catalogue.
         masked: Why places are masked, and how many.
@@ -45,34 +48,32 @@ class Track:
 
     @classmethod
     def of(
-        cls, rows_L: NDArray[np.int64], clip: Clip, frame_L: NDArray[np.int32], kept_L: NDArray[np.bool_]
+        cls,
+        rows_L: NDArray[np.int64],
+        clip: Clip,
+        frame_L: NDArray[np.int32],
+        why_not_L: Sequence[str | None],
+        asked: AskedFrames,
     ) -> "Track":
-        """Spread the faces of a track over the frames that were looked at.
+        """Spread the faces of a track over the frames that were asked for.
 
         Args:
             rows_L: The faces, by number in the catalogue.
             clip: Their features.
             frame_L: The frames they are in.
-            kept_L: Which of them the configuration takes.
+            why_not_L: Why the configuration leaves one of them out; None where it takes it.
+            asked: All frames of the video.
         """
-        place_L = _places(frame_L)
-        features_PE = np.zeros((int(place_L[-1]) + 1, clip.features_LE.shape[1]), np.float16)
+        place_L = asked.places_of(frame_L)
+        first, last = int(place_L[0]), int(place_L[-1])
+        features_PE = np.zeros((last - first + 1, clip.features_LE.shape[1]), np.float16)
         valid_P = np.zeros(len(features_PE), np.bool_)
-        good_L = kept_L & (clip.state_L == GOOD)
-        features_PE[place_L[good_L]], valid_P[place_L[good_L]] = clip.features_LE[good_L], True
-        masked = {why: int((kept_L & (clip.state_L == state)).sum()) for state, why in REASONS.items()}
-        masked |= {"no_face": len(features_PE) - len(rows_L), "left_out": int((~kept_L).sum())}
-        return cls(features_PE, valid_P, int(rows_L[0]), {k: v for k, v in masked.items() if v})
-
-
-def _places(frame_L: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Where each face stands if a place is left for every frame that was looked at; frames are about as far apart."""
-    step = max(float(np.median(np.diff(frame_L))), 1.0) if len(frame_L) > 1 else 1.0
-    places: list[int] = []
-    for frame in frame_L.tolist():
-        wanted = round((frame - int(frame_L[0])) / step)
-        places.append(max(wanted, places[-1] + 1) if places else 0)
-    return np.array(places, np.int64)
+        why_L = [why or REASONS.get(int(state)) for why, state in zip(why_not_L, clip.state_L, strict=True)]
+        good_L = np.array([why is None for why in why_L], np.bool_)
+        features_PE[place_L[good_L] - first], valid_P[place_L[good_L] - first] = clip.features_LE[good_L], True
+        seen = set(place_L.tolist())
+        holes = [asked.reasons.get(place, "no_face") for place in range(first, last + 1) if place not in seen]
+        return cls(features_PE, valid_P, int(rows_L[0]), Counter([why for why in why_L if why] + holes))
 
 
 class FusedSamples(Samples):
@@ -103,15 +104,22 @@ class FusedSamples(Samples):
         self.tracks = tracks
 
     def clip(self, key: Key) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """T places in a row from a random start, at least one of them valid: features (T, E), and valid (T,)."""
+        """At most T places of a track in a row, at least one of them valid: features (T, E), and valid (T,).
+
+        In validation it is a window as scoring has it (`unmask.window.MaskedWindow`): it ends with a face, and is
+        shorter at the track's beginning. In training half of the clips are; the others begin anywhere.
+        """
         track, length = self.tracks[key.unit], self.length
         rng = np.random.default_rng([self.seed, key.epoch + 1, key.position])
-        starts = np.arange(max(len(track.valid_P) - length, 0) + 1)
-        usable = [start for start in starts.tolist() if track.valid_P[start : start + length].any()]
-        start = int(rng.choice(usable))
+        if key.epoch < 0 or rng.random() < _WINDOWS:
+            stop = int(rng.choice(np.flatnonzero(track.valid_P))) + 1
+            part = slice(max(stop - length, 0), stop)
+        else:
+            starts = range(max(len(track.valid_P) - length, 0) + 1)
+            start = int(rng.choice([n for n in starts if track.valid_P[n : n + length].any()]))
+            part = slice(start, start + length)
         features_TE = np.zeros((length, track.features_PE.shape[1]), np.float16)
         valid_T = np.zeros(length, np.bool_)
-        part = slice(start, start + length)
         count = len(track.valid_P[part])
         features_TE[:count], valid_T[:count] = track.features_PE[part], track.valid_P[part]
         return features_TE, valid_T
@@ -213,7 +221,14 @@ class FusedMaterial:
         rows_N = pool.faces[unit]
         track = int(self._catalogue.track_N[rows_N[0]])
         rows_L, clip = self.keeper.track(int(pool.video_U[unit]), track, copy)
-        return Track.of(rows_L, clip, self._catalogue.frame_N[rows_L], np.isin(rows_L, rows_N))
+        catalogue = self._catalogue
+        least, taken = self._config.data.min_face_px, set(rows_N.tolist())
+        why_not_L = [
+            None if row in taken else "face_too_small" if side < least else "not_taken"
+            for row, side in zip(rows_L.tolist(), catalogue.side_px_N(rows_L).tolist(), strict=True)
+        ]
+        asked = catalogue.videos[pool.video_U[unit]].asked
+        return Track.of(rows_L, clip, catalogue.frame_N[rows_L], why_not_L, asked)
 
     def told(self) -> dict[str, Any]:
         """The report: what was masked, left out and filled, and what keeping the features came to."""

@@ -126,7 +126,7 @@ def mos_rows(selection: Selection, found: Sequence[Opinion]) -> list[dict[str, A
             "video": lost.key,
             "dataset": lost.dataset,
             "set": None,
-            "method": lost.method,
+            "method": lost.about.method,
             "mos": None,
             "score": None,
             "clips": [],

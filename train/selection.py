@@ -6,47 +6,22 @@ then the results say that they are no test.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import pyarrow as pa
-
-from train.catalogue import Catalogue, CataloguedVideo
+from train.catalogue import Catalogue, CataloguedVideo, Faceless
 from train.ensemble import Ensemble, Member
 from train.splits import official_splits, untold
 from unmask.errors import UsageError
-from unmask.products import Products
 from unmask.provenance import has_digests, overlap, used_for
 
-__all__ = ["CHOICES", "FrameTally", "Selection", "Unscored", "select"]
+__all__ = ["CHOICES", "Selection", "select"]
 
 CHOICES = ("test", "val", "train", "all", "unseen")
 """What `--split` takes. `unseen` is all that the model was not made from, whatever split it is in."""
 
 _ANY = ("all", "unseen")
 _MADE_BY = {"train": "which models are trained on", "val": "by which models are chosen and calibrated"}
-
-
-@dataclass(frozen=True, slots=True)
-class Unscored:
-    """A video of the selection that gave no face to score."""
-
-    key: str
-    dataset: str
-    label: int | None
-    method: str | None
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class FrameTally:
-    """Frames of a video that were asked for, as `preprocess` counted them."""
-
-    planned: int
-    corrupt: int
-    missing: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +35,6 @@ class Selection:
         notice: Why the results are no test, where they are none.
         caveats: What has to be said beside the results, in sentences.
         unscored: Videos of the split without any face.
-        frames: By key of the video.
         left_out: Videos of the split that have no label, or no opinion score.
     """
 
@@ -69,8 +43,7 @@ class Selection:
     split: str
     notice: str | None
     caveats: tuple[str, ...]
-    unscored: tuple[Unscored, ...]
-    frames: Mapping[str, FrameTally]
+    unscored: tuple[Faceless, ...]
     left_out: int
 
     def chosen(self) -> list[CataloguedVideo]:
@@ -103,7 +76,6 @@ def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble, beside: 
     if not marked:
         what = "an opinion score (mos)" if ensemble.is_mos else "a label"
         raise UsageError(f"none of the {len(chosen):,} videos has {what} to compare with; see the manifest")
-    unscored, frames = _tables(catalogue, set(chosen), splits, wanted)
     return Selection(
         catalogue=catalogue,
         videos=tuple(marked),
@@ -112,8 +84,11 @@ def select(catalogue: Catalogue, split: str | None, ensemble: Ensemble, beside: 
         if split in _MADE_BY
         else None,
         caveats=tuple(caveats),
-        unscored=tuple(unscored),
-        frames=frames,
+        unscored=tuple(
+            video
+            for video in catalogue.faceless
+            if wanted[video.dataset] in (*_ANY, splits.get(video.key, video.about.split))
+        ),
         left_out=len(chosen) - len(marked),
     )
 
@@ -189,37 +164,3 @@ def _unused(
     if not left:
         raise UsageError("the model was made from all of these videos or their people; nothing is left to test it on")
     return left, caveats
-
-
-def _tables(
-    catalogue: Catalogue, chosen: set[int], splits: Mapping[str, str], wanted: Mapping[str, str]
-) -> tuple[list[Unscored], dict[str, FrameTally]]:
-    """Videos without a face, and the account of the frames of the others; from the tables of the videos."""
-    keys = {catalogue.videos[n].key for n in chosen}
-    with_faces = {video.key for video in catalogue.videos}
-    unscored, frames = [], {}
-    for dataset, row in _rows(catalogue):
-        key = f"{dataset}/{row['video']}"
-        if key in keys:
-            frames[key] = FrameTally(row["planned"], row["corrupt"], row["missing"])
-        elif key not in with_faces and wanted[dataset] in (*_ANY, splits.get(key, row["split"])):
-            unscored.append(_unscored(key, dataset, row))
-    return unscored, frames
-
-
-_COLUMNS = ["video", "label", "method", "split", "planned", "corrupt", "missing", "reason", "message"]
-
-
-def _rows(catalogue: Catalogue) -> Iterator[tuple[str, dict[str, Any]]]:
-    for dataset, store in catalogue.stores.items():
-        products = Products(store)
-        for shard in products.shards():
-            table: pa.Table = products.videos(shard).select(_COLUMNS)
-            for row in table.to_pylist():
-                yield dataset, row
-
-
-def _unscored(key: str, dataset: str, row: Mapping[str, Any]) -> Unscored:
-    return Unscored(
-        key, dataset, row["label"], row["method"], row["reason"] or "no_face", row["message"] or "No face was found."
-    )

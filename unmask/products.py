@@ -2,8 +2,8 @@
 
     job.json               the configuration, and its digest
     manifest.parquet       the videos, in order; consecutive ones make a *shard*
-    videos/00000.parquet   one row a video of the shard, with status and reason; written last: where it is, the shard is
-                           whole
+    videos/00000.parquet   one row a video of the shard, with status, reason and the frames that were asked for; written
+                           last: where it is, the shard is whole
     faces/00000.parquet    one row a face, by video, frame and face
     features/<key>/        the same rows, with the features of one backbone; key.json says all that shaped them
     crops/                 tars (00000.tar, as WebDataset reads them) or images (<video>/<frame>_<face>.png)
@@ -43,6 +43,9 @@ RESULTS = pa.schema(
         pa.field("duration_s", pa.float64()),
         pa.field("rate_fps", pa.float64()),
         pa.field("codec", pa.string()),
+        pa.field("frames", pa.list_(pa.int32()), nullable=False),  # asked for: positions in order of presentation
+        pa.field("frame_pts_s", pa.list_(pa.float64()), nullable=False),
+        pa.field("frame_reasons", pa.list_(pa.string()), nullable=False),  # null where one was looked at, faces or none
         pa.field("config", pa.string(), nullable=False),
     ]
 )

@@ -23,7 +23,7 @@ from unmask.quality import quality_of
 from unmask.records import ErrorInfo, FaceQuality, Faces, FrameCount, Status, Verdict, VideoInfo, VideoScore
 from unmask.scoring import ScoringOptions, TrackScores, deciding_track, judge
 from unmask.tracks import Sighting, TrackedFrame
-from unmask.window import RollingWindow
+from unmask.window import MaskedWindow, RollingWindow
 
 __all__ = ["Awaited", "Subject", "Tally", "TrackTally", "usable_rows"]
 
@@ -61,6 +61,7 @@ class Awaited:
         row: Which of its frame's faces it is.
         track_id: Whose face it is.
         pts_s: When it was seen.
+        frame: In the how-manieth frame of the video.
         after_gap: Nothing of this face was scored in the frame before: no window spans that.
         quality: How well it can be seen.
     """
@@ -68,6 +69,7 @@ class Awaited:
     row: int
     track_id: int
     pts_s: float
+    frame: int
     after_gap: bool
     quality: FaceQuality
 
@@ -88,7 +90,10 @@ class TrackTally:
         self.scores = TrackScores(track_id)
         self.spreads: list[float] = []
         self._recent = RollingWindow(model.config.window, 1)
-        self._features = RollingWindow(model.config.window, model.frame_dim) if model.is_temporal else None
+        length, dim = model.config.window, model.frame_dim
+        self._is_temporal, is_fusion = model.is_temporal, model.config.head == "fusion"
+        self._features = RollingWindow(length, dim) if model.is_temporal and not is_fusion else None
+        self._frames = MaskedWindow(length, dim) if is_fusion else None
         self._last_s = -math.inf
         self._interrupted = True
 
@@ -96,12 +101,12 @@ class TrackTally:
         """The face was seen and cannot be scored: for its windows that is a gap."""
         self._interrupted = True
 
-    def expect(self, row: int, sighting: Sighting, pts_s: float, quality: FaceQuality) -> Awaited:
+    def expect(self, row: int, sighting: Sighting, frame: int, pts_s: float, quality: FaceQuality) -> Awaited:
         """The face was seen, and its features will come."""
         # Two frames at one time do not make a window longer.
         after_gap = sighting.after_gap or self._interrupted or self._last_s >= pts_s
         self._last_s, self._interrupted = pts_s, False
-        return Awaited(row, sighting.track_id, pts_s, after_gap, quality)
+        return Awaited(row, sighting.track_id, pts_s, frame, after_gap, quality)
 
     def keep_last(self, count: int) -> None:
         """Forget all but the last scores, for streams that never end. The windows stay as they are."""
@@ -115,11 +120,13 @@ class TrackTally:
             self._features.mark_gap()
         return self._features.push(feature_D, face.pts_s).statistics_S
 
-    def frames(self, face: Awaited, feature_E: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features (t, E) of the frames in the window that ends with this face (models with a fusion head)."""
-        self.statistics(face, feature_E)
-        assert self._features is not None
-        return np.asarray(self._features.to_arrays()["features_TD"])
+    def frames(self, face: Awaited, feature_E: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The frames of the window that ends with this face (models with a fusion head): features (t, E), valid (t,).
+
+        A frame without the face is a hole that the model is told of, as in training; it does not end the window.
+        """
+        assert self._frames is not None
+        return self._frames.push(feature_E, face.frame, face.pts_s)
 
     def book(self, face: Awaited, score: float) -> None:
         """Add the score, in [0, 1], of the frame, or of the window that ends with it (temporal models)."""
@@ -127,7 +134,7 @@ class TrackTally:
             self._recent.mark_gap()
         window = self._recent.push(np.array([score]), face.pts_s)
         mean, spread = np.clip(window.statistics_S, 0.0, 1.0).tolist()
-        window_score = score if self._features is not None else mean
+        window_score = score if self._is_temporal else mean
         self.scores.add(face.pts_s, score, window_score, window.frames, after_gap=face.after_gap, quality=face.quality)
         self.spreads.append(spread)
 
@@ -172,7 +179,9 @@ class Tally:
         for row, sighting in enumerate(frame.sightings):
             if row in usable:
                 quality = quality_of(frame.faces, row)
-                awaited.append(self._track(sighting.track_id).expect(row, sighting, frame.pts_s, quality))
+                awaited.append(
+                    self._track(sighting.track_id).expect(row, sighting, self.received, frame.pts_s, quality)
+                )
             elif sighting.track_id in self.tracks:
                 self.tracks[sighting.track_id].interrupt()
         self.received += 1
@@ -265,8 +274,8 @@ class Tally:
         clips_NTE = np.zeros((len(faces), length, size), np.float32)
         valid_NT = np.zeros((len(faces), length), np.bool_)
         for n, (face, feature_E) in enumerate(zip(faces, features_NE, strict=True)):
-            frames_tE = self.tracks[face.track_id].frames(face, feature_E)
-            clips_NTE[n, : len(frames_tE)], valid_NT[n, : len(frames_tE)] = frames_tE, True
+            frames_tE, valid_t = self.tracks[face.track_id].frames(face, feature_E)
+            clips_NTE[n, : len(valid_t)], valid_NT[n, : len(valid_t)] = frames_tE, valid_t
         return self.model.clip_logits(*(torch.from_numpy(a).to(self._device) for a in (clips_NTE, valid_NT)))
 
     def follow(
@@ -348,7 +357,9 @@ class Tally:
         if reason is Reason.FRAME_TOO_SMALL:
             why = f"The pictures of {shown} are too small to hold a face; get a copy of higher resolution."
             return self._without_score(subject, Status.UNSCORED, reason, why)
-        why = f"No face was found in {self.received} frames of {shown}; sample more of them if there is one."
+        unseen = sum(dropped.get(each, 0) for each in _UNSEEN)
+        rest = f"; the other {unseen} are damaged or missing" if unseen else ""
+        why = f"No face was found in {self.received - unseen} frames of {shown}{rest}; sample more if there is one."
         return self._without_score(subject, Status.UNSCORED, Reason.NO_FACE, why)
 
     def _without_score(self, subject: Subject, status: Status, reason: Reason, message: str) -> VideoScore:

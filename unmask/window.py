@@ -2,11 +2,14 @@
 
 `mean_std` is the definition (system S0: DFGC-VRA 2023). `rolling_mean_std` applies it to all windows of a finished
 track; `RollingWindow` keeps it up to date frame by frame, for live streams. The features of a frame are computed once,
-however many windows it belongs to.
+however many windows it belongs to. `MaskedWindow` is for models that look at the frames themselves and at which of them
+are there (system S4).
 
-Axes: B clips, T frames of a clip or window, L frames of a track, D features, S = 2 D statistics (means, then stds).
+Axes: B clips, T frames of a clip or window, t those of a window so far, L frames of a track, D features, S = 2 D
+statistics (means, then stds).
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from unmask.errors import UsageError
 
-__all__ = ["RollingWindow", "WindowStatistics", "mean_std", "rolling_mean_std"]
+__all__ = ["MaskedWindow", "RollingWindow", "WindowStatistics", "mean_std", "rolling_mean_std"]
 
 # Frames of a track gathered into windows at a time: bounds the memory at 256 x T x D floats.
 _CHUNK = 256
@@ -141,8 +144,7 @@ class RollingWindow:
                 unchanged.
         """
         feature_D = np.asarray(feature_D, np.float32)
-        if feature_D.shape != (self.dim,) or not np.isfinite(feature_D).all():
-            raise ValueError(f"a feature is finite, of shape ({self.dim},); got shape {feature_D.shape}")
+        _check_feature(feature_D, self.dim)
         if self._times_s and not pts_s > self._times_s[-1]:
             raise ValueError(f"time goes back from {self._times_s[-1]} s to {pts_s} s: call mark_gap() first")
         if self._position == self.length:
@@ -206,11 +208,65 @@ class RollingWindow:
         return WindowStatistics(statistics_S, frames, self._times_s[0], self._times_s[-1])
 
 
+class MaskedWindow:
+    """The features of one track in the last T frames that were looked at, with a hole where its face was not seen.
+
+    Args:
+        length: T, the greatest number of frames in the window.
+        dim: D.
+    """
+
+    def __init__(self, length: int, dim: int) -> None:
+        _check_length(length)
+        self.length, self.dim = length, dim
+        self._kept: deque[tuple[int, NDArray[np.float32]]] = deque(maxlen=length)
+        self._first, self._last_s = 0, -math.inf
+
+    def push(
+        self, feature_D: NDArray[np.floating[Any]], frame: int, pts_s: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Add the next frame in which the face was seen.
+
+        Args:
+            feature_D: Finite, (D,).
+            frame: Its number among the frames that were looked at.
+            pts_s: Its presentation time. Where time or number do not rise, the window begins anew.
+
+        Returns:
+            The window that ends with it, from its T-th last frame on or the first one of the track: features float32
+            (t, D), zeros in holes; and bool (t,), where there is a face.
+
+        Raises:
+            ValueError: A wrong shape, or a number that is not finite. The window is unchanged.
+        """
+        feature_D = np.asarray(feature_D, np.float32)
+        _check_feature(feature_D, self.dim)
+        if not self._kept or pts_s <= self._last_s or frame <= self._kept[-1][0]:
+            self._kept.clear()
+            self._first = frame
+        self._kept.append((frame, feature_D))
+        self._last_s = pts_s
+        start = max(frame - self.length + 1, self._first)
+        features_tD, valid_t = (
+            np.zeros((frame - start + 1, self.dim), np.float32),
+            np.zeros(frame - start + 1, np.bool_),
+        )
+        for seen, seen_D in self._kept:
+            if seen >= start:
+                features_tD[seen - start], valid_t[seen - start] = seen_D, True
+        return features_tD, valid_t
+
+
 def _add(mean_D: NDArray[Any], squares_D: NDArray[Any], feature_D: NDArray[Any], count: int) -> None:
     """Add the `count`-th frame to moments, in place. `squares_D` sums the squared distances from the mean."""
     before_D = feature_D - mean_D
     mean_D += before_D / count
     squares_D += before_D * (feature_D - mean_D)
+
+
+def _check_feature(feature_D: NDArray[np.float32], dim: int) -> None:
+    if feature_D.shape != (dim,) or not np.isfinite(feature_D).all():
+        raise ValueError(f"a feature is finite, of shape ({dim},); got shape {feature_D.shape}")
 
 
 def _check_length(length: int) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.config import CropOptions
 from tests.products import BOX, Clip, finished_run
 from tests.recut import recut
 from train.catalogue import Catalogue
-from unmask.errors import UsageError
+from unmask.errors import StorageError, UsageError
 from unmask.faces import cut_corners, enlarge
 from unmask.products import Products
 from unmask.storage import Store
@@ -103,8 +104,46 @@ def test_videos_are_those_of_the_manifest_with_names_of_their_own(uri: str) -> N
 def test_it_travels_to_another_process(uri: str) -> None:
     catalogue = Catalogue.read([uri])
     there = pickle.loads(pickle.dumps(catalogue))
-    assert there.videos == catalogue.videos
+    assert [(v.key, v.about, v.rows) for v in there.videos] == [(v.key, v.about, v.rows) for v in catalogue.videos]
+    assert [v.asked.frame_A.tolist() for v in there.videos] == [v.asked.frame_A.tolist() for v in catalogue.videos]
     assert there.place_of(3) == catalogue.place_of(3)
+
+
+def test_the_frames_that_were_asked_for_are_known(tmp_path: Path) -> None:
+    clips = [
+        Clip(video="v", faces={4: [BOX], 12: [BOX]}, faceless=frozenset({0, 8}), missing=frozenset({20})),
+        Clip(video="none", faces={}, faceless=frozenset({0, 4}), status="empty", columns={"reason": "no_face"}),
+        Clip(video="lost", faces={}, status="failed", columns={"reason": "not_a_video", "message": "It is text."}),
+    ]
+    finished_run(Store(tmp_path / "run"), clips)
+    catalogue = Catalogue.read([str(tmp_path / "run")])
+    (video,) = catalogue.videos
+    assert video.asked.frame_A.tolist() == [0, 4, 8, 12, 20]
+    assert video.asked.pts_s_A.tolist() == [0, 0.16, 0.32, 0.48, 0.8]
+    assert video.asked.reasons == {4: "missing_frame"}
+    assert video.asked.places_of(catalogue.frame_N).tolist() == [1, 3]
+    said = [(video.key, video.reason, video.message) for video in catalogue.faceless]
+    assert said == [("run/none", "no_face", "No face was found."), ("run/lost", "not_a_video", "It is text.")]
+
+
+def test_a_dataset_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    products = finished_run(store, [Clip(video="v")])
+    store.write_table("videos/00000.parquet", products.videos(0).drop_columns(["frame_reasons"]))
+    with pytest.raises(UsageError, match=r"run was preprocessed by an earlier version of Unmask, .*; preprocess again"):
+        Catalogue.read([str(tmp_path / "run")])
+
+
+def test_a_face_in_a_frame_that_is_not_listed_is_an_error(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    products = finished_run(store, [Clip(video="v", faces={0: [BOX], 10: [BOX]})])
+    videos = products.videos(0)
+    column = pa.array([[0, 5]], videos.schema.field("frames").type)
+    store.write_table(
+        "videos/00000.parquet", videos.set_column(videos.schema.get_field_index("frames"), "frames", column)
+    )
+    with pytest.raises(StorageError, match="run does not list all frames of v; preprocess again"):
+        Catalogue.read([str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize("size_px", [None, 64, 352])

@@ -74,8 +74,7 @@ def test_the_detector_is_named_by_all_that_shapes_it() -> None:
         DetectorOptions(scale=1.0),
         DetectorOptions(smallest_face_px=20.0),
     )
-    assert "name" not in Job().to_json()["detector"]  # outputs of old are continued
-    assert Job(detector=DetectorOptions(name="hog")).to_json()["detector"]["name"] == "hog"
+    assert Job().to_json()["detector"]["name"] == "mtcnn"
     assert len({detector_digest(option) for option in options}) == len(options)
     assert detector_digest(DetectorOptions()) == detector_digest(DetectorOptions())
 
@@ -89,6 +88,14 @@ def test_all_differences_are_named(tmp_path: Path) -> None:
     assert "manifest.videos was 3, now 4; sampling.every was null, now 5; sampling.frames was 32, now null" in message
     assert "digest" not in message
     assert message.endswith("choose another --out, or the same options as before.")
+
+
+def test_an_output_of_another_version_is_not_continued(tmp_path: Path) -> None:
+    check_same(Store(tmp_path), Job())
+    record = tmp_path / "job.json"
+    record.write_text(record.read_text().replace('"format": 3', '"format": 2'))
+    with pytest.raises(UsageError, match=r"was made by another version of Unmask, .*; choose another --out"):
+        check_same(Store(tmp_path), Job())
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"job": 3', b"\xff"])

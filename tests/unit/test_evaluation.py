@@ -112,16 +112,16 @@ def test_the_account_of_frames_and_faces(selection: Selection, ensemble: Ensembl
 
 
 def test_frames_without_a_face_count_as_seen(tmp_path: Path, ensemble: Ensemble) -> None:
-    unseen = {"planned": 20, "decoded": 6, "missing": 14}
-    few = Clip(video="few", picture=portrait, faces={f: [BOX] for f in FRAMES}, columns={"label": 0})
-    place = folder(tmp_path / "set", [few])
-    chosen = select(Catalogue.read([str(place)]), "all", Ensemble(()))
-    (whole,) = outcomes(ensemble.members[0], chosen, CropReader(chosen.catalogue), OPTIONS, batch=8)
-    asked = chosen.frames["set/few"]
-    gone = type(asked)(unseen["planned"], 0, unseen["missing"])
-    object.__setattr__(chosen, "frames", {"set/few": gone})
-    (damaged,) = outcomes(ensemble.members[0], chosen, CropReader(chosen.catalogue), OPTIONS, batch=8)
-    assert damaged.score == whole.score
+    more = frozenset(range(1, 28, 2))
+    found = []
+    for unseen in ({}, {"faceless": more}, {"missing": more}):
+        few = Clip(video="few", picture=portrait, faces={f: [BOX] for f in FRAMES}, columns={"label": 0}, **unseen)
+        place = folder(tmp_path / "-".join(["set", *unseen]), [few])
+        chosen = select(Catalogue.read([str(place)]), "all", Ensemble(()))
+        found += outcomes(ensemble.members[0], chosen, CropReader(chosen.catalogue), OPTIONS, batch=8)
+    whole, empty, damaged = found
+    assert damaged.score == whole.score == empty.score
+    assert whole.verdict == empty.verdict != "inconclusive"
     assert damaged.verdict == "inconclusive"  # more than half of the frames are missing
 
 

@@ -1,5 +1,6 @@
 """Clips of RGB and depth: how they are padded, kept, augmented, masked, trained on and evaluated."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,30 @@ from tests.depths import tiny_depth
 from tests.heads import head
 from tests.products import BOX, Clip, faked, finished_run, portrait
 from train import evaluate, fit
-from train.catalogue import Catalogue
+from train.catalogue import AskedFrames, Catalogue
 from train.config import TrainConfig, overridden, runs
 from train.context import Context
 from train.crops import CropReader
+from train.ensemble import Ensemble
+from train.evaluation import outcomes
 from train.fused import DAMAGED, GOOD, NO_DEPTH, padded
 from train.fused_samples import FusedMaterial, FusedSamples, Track
 from train.loop import Training
 from train.material import Material, pool_of
 from train.recipes import recipe
-from train.samplers import Batches, epoch_plan
+from train.samplers import Batches, Key, epoch_plan
+from train.selection import select
 from train.splits import splits_of
 from unmask.checkpoints import Description, save
 from unmask.depth import DepthEstimator, as_rgb
-from unmask.errors import ModelError, StorageError, UsageError
+from unmask.errors import ModelError, Reason, StorageError, UsageError
 from unmask.models import ForgeryModel, build
 from unmask.products import Products
+from unmask.records import Faces
+from unmask.scoring import ScoringOptions
 from unmask.storage import Store
+from unmask.tally import Tally
+from unmask.tracks import Sighting, TrackedFrame
 from unmask.transforms import to_tensor
 
 CPU = torch.device("cpu")
@@ -55,8 +63,9 @@ def data(tmp_path: Path) -> Path:
     clips = []
     for n in range(8):
         about = {"identity": [f"p{n}"]}
-        clips.append(Clip(video=f"real/{n}", faces=faces, columns={"label": 0, **about}))
-        clips.append(Clip(video=f"fake/{n}", picture=faked, faces=faces, columns={"label": 1, **about}))
+        seen = {"faces": faces, "faceless": frozenset({12})}
+        clips.append(Clip(video=f"real/{n}", columns={"label": 0, **about}, **seen))
+        clips.append(Clip(video=f"fake/{n}", picture=faked, columns={"label": 1, **about}, **seen))
     finished_run(Store(tmp_path / "faces"), clips, per_shard=20, margin=1.3)
     return tmp_path / "faces"
 
@@ -217,9 +226,14 @@ def test_missing_frames_are_masked_and_counted(data: Path, depth: Path) -> None:
     (keys,) = list(todo)
     batch = material.train.batch(keys)
     assert batch.pixels.shape == (24, 8, material.train.tracks[0].features_PE.shape[1])
-    expected = torch.tensor([True, True, True, False, True, True, False, False])
-    assert (batch.valid_BT == expected).all()
-    assert batch.pixels[:, [3, 6, 7]].abs().max() == 0
+    seen = torch.tensor([True, True, True, False, True, True, False, False])
+    whole_B = batch.valid_BT.sum(1) == 5
+    assert 6 <= whole_B.sum() <= 23  # the others are windows that end before the last face
+    assert (batch.valid_BT[whole_B] == seen).all()
+    for valid_T in batch.valid_BT[~whole_B]:
+        count = int(valid_T.nonzero().max()) + 1
+        assert valid_T[:count].equal(seen[:count])
+    assert batch.pixels[~batch.valid_BT].abs().max() == 0
     assert isinstance(material.kept, FusedMaterial)
     told = material.kept.told()
     clips = 2 * len(material.splits.train)
@@ -302,10 +316,25 @@ def test_places_follow_the_frames() -> None:
         features_LE = np.ones((4, 2), np.float16)
         state_L = np.array([GOOD, GOOD, NO_DEPTH, GOOD], np.uint8)
 
+    asked = AskedFrames(
+        np.array([0, 10, 20, 31, 42, 50, 60, 70], np.int32), np.arange(8.0), {0: "corrupt_frame", 4: "corrupt_frame"}
+    )
     frames = np.array([10, 20, 31, 60], np.int32)
-    track = Track.of(np.arange(4), Kept(), frames, np.array([True, False, True, True]))  # type: ignore[arg-type]
+    track = Track.of(np.arange(4), Kept(), frames, [None, "face_too_small", None, None], asked)  # type: ignore[arg-type]
     assert track.valid_P.tolist() == [True, False, False, False, False, True]
-    assert track.masked == {"depth_failed": 1, "no_face": 2, "left_out": 1}
+    assert track.masked == {"depth_failed": 1, "no_face": 1, "corrupt_frame": 1, "face_too_small": 1}
+
+
+def test_places_are_those_of_the_frames_however_few_have_a_face() -> None:
+    """A face in every other frame only: the frames between are holes, and not another sampling."""
+
+    class Kept:
+        features_LE = np.ones((3, 2), np.float16)
+        state_L = np.full(3, GOOD, np.uint8)
+
+    asked = AskedFrames(np.arange(5, dtype=np.int32), np.arange(5.0), {})
+    track = Track.of(np.arange(3), Kept(), np.array([0, 2, 4], np.int32), [None] * 3, asked)  # type: ignore[arg-type]
+    assert track.valid_P.tolist() == [True, False, True, False, True]
 
 
 def run(app: Any, *arguments: object) -> Any:
@@ -361,8 +390,9 @@ def test_a_video_with_every_frame_masked_is_evaluated_as_one_without_a_score(
     assert result.exit_code == 0, result.output
     assert "5 crop_damaged" in " ".join(result.stderr.split())
     rows = {row["video"]: row for row in json.loads((tmp_path / "e" / "evaluation.json").read_text())["videos"]}
-    assert (rows[lost.key]["status"], rows[lost.key]["score"]) == ("failed", None)
-    assert rows[lost.key]["reason"] == "corrupt_frame"
+    # Five frames are damaged, and no face is in the sixth.
+    assert (rows[lost.key]["status"], rows[lost.key]["score"]) == ("unscored", None)
+    assert rows[lost.key]["reason"] == "no_face"
     assert sum(row["score"] is not None for row in rows.values()) == len(rows) - 1
 
     # The same where the crops are good again and the maps are not, as kept features say it.
@@ -416,27 +446,64 @@ def test_whatever_is_left_out_trains_an_epoch_on_the_same_features(data: Path, d
 
 
 def test_scores_of_a_video_are_of_windows_of_its_features(data: Path, depth: Path) -> None:
-    """The tally's windows end with each face and begin anew after a gap."""
-    from unmask.records import Faces
-    from unmask.scoring import ScoringOptions
-    from unmask.tally import Tally
-    from unmask.tracks import Sighting, TrackedFrame
-
+    """The tally's windows end with each face, and keep a place for the frames without it."""
     config = configured(depth, "window=2")
     model: ForgeryModel = build(config.model)
     description = Description(
         name="f", version="1", config=config.model, preprocessing=config.input.preprocessing("test_efficientnet")
     )
-    features_NE = np.random.default_rng(0).normal(size=(4, model.frame_dim)).astype(np.float32)
+    features_NE = np.random.default_rng(0).normal(size=(5, model.frame_dim)).astype(np.float32)
     faces = Faces(np.array([BOX], np.float32), np.ones(1, np.float32), np.zeros((1, 5, 2), np.float32))
-    frames = [(TrackedFrame(float(n), n, faces, [Sighting(0, n == 3)], None), features_NE[n : n + 1]) for n in range(4)]
+    frames = [(TrackedFrame(float(n), n, faces, [Sighting(0, n == 3)], None), features_NE[n : n + 1]) for n in range(5)]
+    frames[2] = (TrackedFrame(2.0, 2, Faces.none(), (), Reason.NO_FACE), features_NE[:0])
     tally = Tally(model, description, ScoringOptions(min_face_px=1))
     scores = np.concatenate([found for _, found in tally.follow(frames)])
-    windows = [[0], [0, 1], [1, 2], [3]]
+    windows = [[0], [0, 1], [2, 3], [3, 4]]
     for score, window in zip(scores, windows, strict=True):
         clip = torch.from_numpy(features_NE[window])[None]
-        logit = model.clip_logits(clip, torch.ones(1, len(window), dtype=torch.bool)).item()
+        logit = model.clip_logits(clip, torch.tensor(window)[None] != 2).item()
         assert score == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+
+
+def test_what_is_validated_are_the_windows_of_evaluation(
+    data: Path, depth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every window that `unmask evaluate` gives the model is one that validation draws, and the other way round."""
+    config = configured(depth, "window=3")
+    material = Material.of(Catalogue.read([str(data)]), config, seed=0)
+    assert isinstance(material.val, FusedSamples)
+    pool = material.val.pool
+    drawn = {
+        _named(*material.val.clip(Key(-1, position, unit)))
+        for unit in range(len(pool))
+        for position in range(100 * unit, 100 * unit + 100)
+    }
+    path = data.parent / "m.safetensors"
+    weights = {"sha256": DepthEstimator.load(str(depth), size_px=56).sha256}
+    about = Description(
+        name="f", version="1", config=config.model, preprocessing=material.preprocessing,
+        provenance={"config": config.to_json(), "depth": weights},
+    )  # fmt: skip
+    assert isinstance(material.kept, FusedMaterial)
+    save(path, material.kept.model, about)
+    seen: list[str] = []
+    judge = ForgeryModel.clip_logits
+
+    def watched(self: ForgeryModel, clips_NTE: torch.Tensor, valid_NT: torch.Tensor) -> torch.Tensor:
+        pairs = zip(clips_NTE.numpy(), valid_NT.numpy(), strict=True)
+        seen.extend(_named(clip_TE.astype(np.float16), valid_T) for clip_TE, valid_T in pairs)
+        return judge(self, clips_NTE, valid_NT)
+
+    monkeypatch.setattr(ForgeryModel, "clip_logits", watched)
+    selection = select(material.catalogue, "all", Ensemble(()))
+    (member,) = Ensemble.load([str(path)]).members
+    outcomes(member, selection, CropReader(material.catalogue), ScoringOptions(), batch=8, videos=pool.video_U.tolist())
+    assert len(seen) == 5 * len(pool)
+    assert set(seen) == drawn
+
+
+def _named(clip_TE: NDArray[np.float16], valid_T: NDArray[np.bool_]) -> str:
+    return f"{valid_T.tolist()} {hashlib.sha256(clip_TE.tobytes()).hexdigest()}"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,6 @@ def test_the_test_split_is_the_default(catalogue: Catalogue) -> None:
     assert selection.notice is None
     assert selection.left_out == 1
     assert [(u.key, u.reason) for u in selection.unscored] == [("data/real/empty", "no_face")]
-    assert selection.frames["data/real/6"].planned == 6
 
 
 def test_everything_is_evaluated_where_there_is_no_split(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.errors import UsageError
-from unmask.window import RollingWindow, mean_std, rolling_mean_std
+from unmask.window import MaskedWindow, RollingWindow, mean_std, rolling_mean_std
 
 
 def features(length: int, dim: int, *, offset: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -152,6 +152,20 @@ def test_a_bad_push_is_refused_and_changes_nothing() -> None:
     assert window.push(np.ones(2, np.float32), 2.0).frames == 2
     window.mark_gap()
     assert window.push(np.ones(2, np.float32), 0.5).frames == 1
+
+
+def test_a_masked_window_keeps_its_holes() -> None:
+    window = MaskedWindow(4, 1)
+    said = []
+    for frame in (3, 4, 6, 9, 20):
+        features_tD, valid_t = window.push(np.array([float(frame)]), frame, frame / 25)
+        assert features_tD[~valid_t].tolist() == [[0.0]] * int((~valid_t).sum())
+        said.append([n if ok else None for n, ok in zip(features_tD[:, 0].tolist(), valid_t, strict=True)])
+    assert said == [[3], [3, 4], [3, 4, None, 6], [6, None, None, 9], [None, None, None, 20]]
+    with pytest.raises(ValueError, match=r"finite, of shape \(1,\)"):
+        window.push(np.array([np.nan]), 21, 1.0)
+    for frame, pts_s in ((21, 0.8), (21, 0.9)):  # time, then the number, does not rise
+        assert window.push(np.array([1.0]), frame, pts_s)[1].tolist() == [True]
 
 
 @pytest.mark.parametrize("length", [0, -1])
