@@ -57,6 +57,13 @@ def test_every_video_has_its_row_and_its_reason(whole: Path, mixed: Path) -> Non
     for name in GOOD:
         assert (videos[name]["status"], videos[name]["reason"]) == ("done", None), videos[name]
         assert videos[name]["planned"] == videos[name]["decoded"] == min(6, 5 if "short" in name else 6)
+    faces = rows(whole, "faces")
+    for name, row in videos.items():
+        assert len(row["frames"]) == len(row["frame_pts_s"]) == len(row["frame_reasons"]) == row["planned"]
+        assert row["frame_pts_s"] == sorted(row["frame_pts_s"])
+        lost = [reason for reason in row["frame_reasons"] if reason is not None]
+        assert lost.count("corrupt_frame") == row["corrupt"]
+        assert {face["frame"] for face in faces if face["video"] == name} <= set(row["frames"])
     for name, expected in BAD.items():
         row = videos[name.removesuffix(".mp4")]
         assert (row["status"], row["reason"]) == expected, row
