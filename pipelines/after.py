@@ -1,4 +1,9 @@
-"""Masks of pairs and re-encoded copies, made on the cluster of a run whose shards are whole. Nothing is made twice."""
+"""Masks of pairs and re-encoded copies, made on the cluster of a run whose shards are whole. Nothing is made twice.
+
+    masks/00000.json        what the masks of a shard's fakes follow; and when all are made, how many there are
+
+Where one of a pair was preprocessed again, the next run that is asked for masks makes those of the shard again.
+"""
 
 import json
 import tempfile
@@ -14,14 +19,14 @@ from ray.exceptions import RayError
 
 from pipelines.copies import compress
 from pipelines.decode import local_copy
-from pipelines.masks import MaskCount, Originals, write_masks
+from pipelines.masks import MaskCount, Originals, followed, remove_masks, write_masks
 from pipelines.work import Work
 from unmask.errors import MediaError, Reason, StorageError, UnmaskError
 from unmask.manifest import Video
 from unmask.products import Products, shard_name
 from unmask.storage import Store
 
-__all__ = ["COPIES", "make_copies", "make_masks"]
+__all__ = ["COPIES", "make_copies", "make_masks", "masks_of", "unmade_masks"]
 
 COPIES = pa.schema(
     [
@@ -82,32 +87,63 @@ def make_masks(work: Work, *, say: Callable[[str], None], tick: Callable[[], Non
     Raises:
         StorageError: The output cannot be read or written.
     """
-    shards = [shard for shard in range(len(work.shards)) if not work.store.exists(_mask_record(shard))]
-    originals = ray.put(Originals.of(Products(work.store)))
-    remote = ray.remote(_masks_of).options(num_cpus=1, max_retries=_RETRIES)
-    for (_, shard, _), count in _each(remote, ((work.store, s, originals) for s in shards), tick, at_once=_at_once()):
+    originals = Originals.of(Products(work.store))
+    shards, there = unmade_masks(work.store, originals), ray.put(originals)
+    remote = ray.remote(masks_of).options(num_cpus=1, max_retries=_RETRIES)
+    for (_, shard, _), count in _each(remote, ((work.store, s, there) for s in shards), tick, at_once=_at_once()):
         if isinstance(count, RayError):
             raise StorageError(f"The masks of shard {shard:05d} killed their process each time ({count}).")
     total = MaskCount()
     for shard in range(len(work.shards)):
-        plain = json.loads(work.store.read(_mask_record(shard)))
-        total += MaskCount(**plain)
+        total += MaskCount(**_mask_record(work.store, shard)["count"])
     unpaired = ", ".join(f"{n:,} {why}" for why, n in total.unpaired.items())
     say(f"masks: {total.written + total.kept:,}" + (f"; without one: {unpaired}" if unpaired else ""))
 
 
-def _mask_record(shard: int) -> str:
+def unmade_masks(store: Store, originals: Originals) -> list[int]:
+    """The shards whose masks are not all there, or are of other faces than are there now.
+
+    Raises:
+        StorageError: Something cannot be read.
+    """
+    return [shard for shard in sorted(originals.faces) if not _are_current(store, shard, originals)]
+
+
+def _are_current(store: Store, shard: int, originals: Originals) -> bool:
+    record = _mask_record(store, shard)
+    return "count" in record and record["of"] == followed(store, shard, originals)
+
+
+def _mask_record(store: Store, shard: int) -> dict[str, Any]:
+    """`of`: what the masks follow; `count`: as `MaskCount`, once they are made. Empty where none were begun."""
+    name = _mask_file(shard)
+    record: dict[str, Any] = json.loads(store.read(name)) if store.exists(name) else {}
+    return record
+
+
+def _mask_file(shard: int) -> str:
     return f"masks/{shard:05d}.json"
 
 
-def _masks_of(store: Store, shard: int, originals: Originals) -> MaskCount:
-    """Runs in a worker: the masks of a shard, and the record that they are made."""
+def masks_of(store: Store, shard: int, originals: Originals) -> MaskCount:
+    """Make the masks of a shard, and the record of them. Runs in a worker.
+
+    Those of an earlier run that was killed are kept; those of other faces go first, and the record says so before any is
+    made, so that nobody takes what they left for current.
+
+    Raises:
+        StorageError: As `write_masks`.
+    """
     import cv2
 
     cv2.setNumThreads(1)
+    of = followed(store, shard, originals)
+    if _mask_record(store, shard).get("of") != of:
+        remove_masks(store, shard)
+        store.write(_mask_file(shard), json.dumps({"of": of}).encode())
     count = write_masks(store, shard, originals)
     plain = {**asdict(count), "unpaired": {str(k): v for k, v in count.unpaired.items()}}
-    store.write(_mask_record(shard), json.dumps(plain).encode())
+    store.write(_mask_file(shard), json.dumps({"of": of, "count": plain}).encode())
     return count
 
 

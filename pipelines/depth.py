@@ -12,7 +12,6 @@ says of which faces it is: where a shard was preprocessed again, or a crop was d
 Axes: N faces, D features, H rows, W columns.
 """
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -145,7 +144,8 @@ class DepthMaker:
         Raises:
             StorageError: Something cannot be read or written.
         """
-        of, faces = _faces_digest(store, shard), Products(store).faces(shard)
+        products = Products(store)
+        of, faces = products.faces_digest(shard), products.faces(shard)
         found: list[tuple[Any, str | None]] = []
         for start in range(0, len(faces), _BATCH):
             found += self._rows(list(_crops(store, faces.slice(start, _BATCH))))
@@ -217,10 +217,6 @@ def _crops(store: Store, faces: pa.Table) -> Iterator[NDArray[np.uint8] | None]:
         yield crop_HWC
 
 
-def _faces_digest(store: Store, shard: int) -> bytes:
-    return hashlib.sha256(store.read(shard_name("faces", shard))).hexdigest().encode()
-
-
 def unmade(store: Store, key: str, shards: int) -> list[int]:
     """The shards whose depth table is not there, is of other faces than are there now, or lacks damaged crops.
 
@@ -234,7 +230,7 @@ def unmade(store: Store, key: str, shards: int) -> list[int]:
 
 def _is_current(store: Store, shard: int, name: str) -> bool:
     table = store.read_table(name, ["reason"])
-    same = (table.schema.metadata or {}).get(_FACES) == _faces_digest(store, shard)
+    same = (table.schema.metadata or {}).get(_FACES) == Products(store).faces_digest(shard).encode()
     return same and "crop_damaged" not in table["reason"].to_pylist()
 
 

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.config import digest
 from unmask.errors import UsageError
 from unmask.products import Products, mask_name, shard_name
 from unmask.storage import Store
 
-__all__ = ["MaskCount", "Originals", "Unpaired", "difference_mask", "write_masks"]
+__all__ = ["MaskCount", "Originals", "Unpaired", "difference_mask", "followed", "remove_masks", "write_masks"]
 
 # The window and constants of SSIM as scikit-image has them: Wang et al. (2004) with a uniform window.
 _WINDOW, _K1, _K2, _WHITE = 7, 0.01, 0.03, 255
@@ -80,20 +81,22 @@ class Originals:
 
     Args:
         shard_of: From the id of an original to its shard; None where it gave no face.
+        faces: What stands for the table of faces of each shard.
     """
 
     shard_of: Mapping[str, int | None]
+    faces: Mapping[int, str]
 
     @classmethod
     def of(cls, products: Products) -> Self:
-        """Read the `videos` tables of all shards that are whole: two columns, one time."""
+        """Read the `videos` tables of all shards that are whole: three columns, one time; and digest their faces."""
         shard_of: dict[str, int | None] = {}
         for shard in products.shards():
             videos = products.store.read_table(shard_name("videos", shard), ["video", "status", "label"])
             real = videos.filter(pc.fill_null(pc.not_equal(videos["label"], 1), True))
             for video, status in zip(real["video"].to_pylist(), real["status"].to_pylist(), strict=True):
                 shard_of[video] = shard if status == "done" else None
-        return cls(shard_of)
+        return cls(shard_of, {shard: products.faces_digest(shard) for shard in products.shards()})
 
 
 def difference_mask(real_HWC: NDArray[np.uint8], fake_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -173,6 +176,36 @@ def _shifted(sums_HWC: NDArray[np.int32], times: int, constant: np.float32) -> N
     return shifted_HWC
 
 
+def followed(store: Store, shard: int, originals: Originals) -> str:
+    """Stands for all that the masks of a shard follow: its faces, and where the originals of its fakes are, and theirs.
+
+    Masks that followed something else are out of date: one of the two videos was preprocessed again.
+
+    Raises:
+        StorageError: The table of the shard's videos cannot be read.
+    """
+    fakes = _fakes(store, shard)
+    shards = {row["source"]: originals.shard_of.get(row["source"]) for row in fakes if row["source"] is not None}
+    theirs = [[source, of, None if of is None else originals.faces[of]] for source, of in sorted(shards.items())]
+    return digest([originals.faces[shard], theirs])
+
+
+def remove_masks(store: Store, shard: int) -> None:
+    """Remove the masks of a shard's fakes.
+
+    Raises:
+        StorageError: One cannot be removed.
+    """
+    for row in _fakes(store, shard):
+        for name in store.names(f"masks/{row['video']}"):  # not those of videos whose names begin alike
+            store.delete(name)
+
+
+def _fakes(store: Store, shard: int) -> list[dict[str, Any]]:
+    videos = store.read_table(shard_name("videos", shard), ["video", "label", "source", "status"])
+    return [row for row in videos.to_pylist() if row["label"] == 1]
+
+
 def write_masks(store: Store, shard: int, originals: Originals) -> MaskCount:
     """Write the masks of a shard's fakes, a pair of crops at a time. Masks that are there already are left alone.
 
@@ -188,8 +221,7 @@ def write_masks(store: Store, shard: int, originals: Originals) -> MaskCount:
         StorageError: A crop is missing or damaged, or nothing can be written.
     """
     products = Products(store)
-    videos = store.read_table(shard_name("videos", shard), ["video", "label", "source", "status"])
-    fakes = [row for row in videos.to_pylist() if row["label"] == 1 and row["status"] == "done"]
+    fakes = [row for row in _fakes(store, shard) if row["status"] == "done"]
     # Those with originals in the same shard together: each table of faces is read once.
     fakes.sort(key=lambda row: (originals.shard_of.get(row["source"]) or 0, row["source"] or ""))
     faces, real_faces, count = products.faces(shard), _Recent(products), MaskCount()

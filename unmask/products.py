@@ -12,6 +12,7 @@
 Axes: D features, H rows, W columns, C = 3 channels in RGB order.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -115,6 +116,10 @@ class Products:
     def faces(self, shard: int) -> pa.Table:
         """The faces of a shard (`FACES`), by video in the order of the manifest, frame and face."""
         return self.store.read_table(shard_name("faces", shard))
+
+    def faces_digest(self, shard: int) -> str:
+        """Stands for the table of a shard's faces. What is made of crops notes it, to know when it is out of date."""
+        return hashlib.sha256(self.store.read(shard_name("faces", shard))).hexdigest()
 
     def features(self, key: str, shard: int) -> NDArray[np.float16]:
         """The features of a shard's faces, float16 (N, D), in the order of `faces`."""
