@@ -19,9 +19,10 @@ from ray.exceptions import RayError
 
 from pipelines.copies import compress
 from pipelines.decode import local_copy
+from pipelines.failures import own_error
 from pipelines.masks import MaskCount, Originals, followed, remove_masks, write_masks
 from pipelines.work import Work
-from unmask.errors import MediaError, Reason, StorageError, UnmaskError
+from unmask.errors import MediaError, Reason, StorageError
 from unmask.manifest import Video
 from unmask.products import Products, shard_name
 from unmask.storage import Store
@@ -65,8 +66,8 @@ def _each(
             try:
                 yield given, ray.get(ref)
             except RayError as error:
-                if isinstance(error, UnmaskError):
-                    raise
+                if (own := own_error(error)) is not None:
+                    raise own from error
                 yield given, error
         tick()
 
@@ -128,8 +129,8 @@ def _mask_file(shard: int) -> str:
 def masks_of(store: Store, shard: int, originals: Originals) -> MaskCount:
     """Make the masks of a shard, and the record of them. Runs in a worker.
 
-    Those of an earlier run that was killed are kept; those of other faces go first, and the record says so before any is
-    made, so that nobody takes what they left for current.
+    Those of an earlier run that was killed are kept; those of other faces go first, and the record says of which faces
+    the new ones are before any is made.
 
     Raises:
         StorageError: As `write_masks`.

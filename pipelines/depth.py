@@ -25,7 +25,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import EmbedOptions, digest
-from unmask.errors import DamagedError, StorageError, UnmaskError
+from pipelines.failures import own_error
+from unmask.errors import DamagedError, StorageError
 from unmask.products import Products, shard_name
 from unmask.storage import Store
 
@@ -267,8 +268,10 @@ def make_depth(
         The key of the maps.
 
     Raises:
-        ModelError: The weights cannot be had.
-        StorageError: The output cannot be read or written, or a shard killed its process each time.
+        UsageError: As `DepthOptions.check`, here or where an actor begins.
+        ModelError: The weights cannot be had, here or where an actor begins.
+        StorageError: The output cannot be read or written, an actor finds other weights than are here, or a shard
+            killed its process each time.
     """
     import ray
     import torch
@@ -291,8 +294,8 @@ def make_depth(
             for _ in pool.map_unordered(lambda actor, shard: actor.make.remote(shard, key), todo):
                 tick()
         except RayError as error:
-            if isinstance(error, UnmaskError):
-                raise
+            if (own := own_error(error)) is not None:
+                raise own from error
             raise StorageError(f"depth maps killed their process each time ({type(error).__name__})") from error
     say(f"depth/{key}: {_counted(work.store, key, len(work.shards))}")
     return key

@@ -26,6 +26,7 @@ from pipelines.assembly import AssemblyActor
 from pipelines.book import Book
 from pipelines.config import Pools
 from pipelines.decode import decode_shards
+from pipelines.failures import own_error
 from pipelines.ledger import start_ledger
 from pipelines.parcels import Parcel, from_row
 from pipelines.stage import FusedStage, Stage
@@ -102,15 +103,17 @@ def run_stream(
 
 @contextlib.contextmanager
 def _telling() -> Iterator[None]:
-    """One sentence in place of what Ray raises."""
+    """One sentence in place of what Ray raises: our own, where a process of ours raised one."""
     try:
         yield
     except (RayError, SystemException, ExecutionTimeoutError) as error:
+        if (own := own_error(error)) is not None:
+            raise own from error
         cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, UnmaskError):
+        while cause.__cause__ is not None:
             cause = cause.__cause__
-        told = cause.message if isinstance(cause, UnmaskError) else _last_line(cause)
-        raise UnmaskError(Reason.INTERNAL, f"The run broke off: {told} Run it again to continue.") from error
+        told = f"The run broke off: {_last_line(cause)} Run it again to continue."
+        raise UnmaskError(Reason.INTERNAL, told) from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -13,15 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines import depth
 from pipelines.config import EmbedOptions, Job
-from pipelines.depth import DepthOptions
+from pipelines.depth import DepthMaker, DepthOptions, unmade
 from pipelines.extras import Extras
 from pipelines.run import RunOptions, run
 from tests.depths import tiny_depth
 from tests.mixed import paired_dataset
 from tests.processes import children
 from unmask.depth import DepthEstimator, as_rgb
-from unmask.errors import StorageError
+from unmask.errors import ModelError, StorageError
 from unmask.plan import Sampling
 from unmask.presets import resolve
 from unmask.products import Products
@@ -139,6 +140,28 @@ def test_only_features_are_kept_beside_the_maps(pairs: Path, out: Path, weights:
         np.testing.assert_allclose(row["features"], expected_D.numpy(), atol=0.02, rtol=0.02)
     sizes = [sum(p.stat().st_size for p in folder.glob("*.parquet")) for folder in (maps, features)]
     assert sizes[1] < sizes[0]
+
+
+def test_what_keeps_an_actor_from_its_work_is_said_as_it_is(
+    pairs: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that only the driver has; and others than it has."""
+    folder = tiny_depth(tmp_path / "gone")
+    options = DepthOptions(weights=str(folder), size_px=56, device="cpu")
+
+    def lost(store: Store, key: str, shards: int) -> list[int]:
+        folder.rename(tmp_path / "elsewhere")
+        return unmade(store, key, shards)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(depth, "unmade", lost)
+        with pytest.raises(ModelError, match=r"^there is no folder .*gone with depth weights"):
+            make(pairs, out, options)
+    (tmp_path / "elsewhere").rename(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(DepthMaker, "to_json", lambda _: {"sha256": "another"})
+        with pytest.raises(StorageError, match=r"^\S+gone has other depth weights here than where the run began\.$"):
+            make(pairs, out, options)
 
 
 def test_a_network_that_says_nothing_gives_reasons_and_crops_that_are_gone_are_said(
