@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.ledger import begin, end
-from pipelines.pairs import SourceFaces
+from pipelines.pairs import GivenBoxes, SourceFaces
 from pipelines.parcels import QUARANTINED, Outcome, Parcel, Part, to_row
 from pipelines.supervisor import Batch, Decoder
 from pipelines.units import Committed, committed, is_whole
@@ -160,8 +160,7 @@ class _Shard:
         opened = self._decoder.open(path, sampling)
         if given is not None:
             # Where the fake is shorter, or has fewer frames, several times show one frame or none.
-            _, first = np.unique(opened.positions_T, return_index=True)
-            shown = [n for n in first.tolist() if opened.positions_T[n] >= 0]
+            shown = _shown(opened.positions_T, given)
             if len(shown) < len(opened.positions_T):
                 given = given.only(shown)
                 opened = self._decoder.open(path, Sampling(times_s=given.times_s))
@@ -192,6 +191,16 @@ class _Shard:
             parcel.seconds["decode"] = now - started
             yield to_row(parcel, batch.buffer)
             started = time.perf_counter()
+
+
+def _shown(positions_T: NDArray[np.int64], given: GivenBoxes) -> list[int]:
+    """Of the times that show one frame the first with a box, or else the first; none of those that show no frame."""
+    best: dict[int, int] = {}
+    for n, position in enumerate(positions_T.tolist()):
+        is_better = position not in best or (len(given.boxes[n]) and not len(given.boxes[best[position]]))
+        if position >= 0 and is_better:
+            best[position] = n
+    return list(best.values())
 
 
 def _boxes(batch: Batch, boxes: list[NDArray[np.float32]]) -> dict[int, NDArray[np.float32]]:

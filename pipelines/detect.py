@@ -118,7 +118,9 @@ class Detector:
 
     def _given(self, frame: Frame, boxes: dict[int, NDArray[np.float32]]) -> Faces:
         """The boxes that came with the parcel, with landmarks and probabilities of their own."""
-        boxes_N4 = boxes.get(frame.index, np.zeros((0, 4), np.float32))
+        boxes_N4 = boxes[frame.index]
+        if not len(boxes_N4):
+            return Faces.none()
         refined = self._finder.refine([frame.image_HWC], [boxes_N4])[0]
         return Faces(boxes_N4, refined.probabilities_N, refined.landmarks_NK2)
 

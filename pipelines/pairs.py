@@ -1,6 +1,7 @@
 """Fakes that get the frames and the boxes of their originals, as the DFDC challenge's winner does (Seferbekov 2020).
 
-A face is then cut out of both videos at the same place, so that the two crops differ in what was manipulated.
+A face is then cut out of both videos at the same place, so that the two crops differ in what was manipulated. Frames of
+the original that show no face are the fake's, too: were they the original's alone, holes would tell what is real.
 
 Axes: N faces, T frames.
 """
@@ -22,7 +23,12 @@ __all__ = ["GivenBoxes", "SourceFaces"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GivenBoxes:
-    """Where the faces of an original are: times (T,) in seconds, ascending, and for each float32 boxes (N, 4)."""
+    """Where the faces of an original are: for each of its frames the time in seconds, ascending, and boxes.
+
+    Args:
+        times_s: (T,), of all frames that were asked for.
+        boxes: For each float32 (N, 4); N is 0 where no face was found, or the frame is damaged or missing.
+    """
 
     times_s: tuple[float, ...]
     boxes: list[NDArray[np.float32]]
@@ -43,25 +49,31 @@ class SourceFaces:
         self._work = work
         self._products = Products(work.store)
         self._ids: pa.ChunkedArray | None = None
-        self._faces: tuple[int, pa.Table] | None = None
+        self._held: tuple[int, pa.Table, pa.Table] | None = None
 
     def of(self, video: Video) -> GivenBoxes | None:
-        """The faces of a video's original; None where there is no original, or none of its frames shows a face."""
+        """The frames and faces of a video's original; None where there is no original, or it shows no face at all."""
         row = -1 if video.source is None else self._row(video.source)
         if not 0 <= row < self._work.shards.paired_from:
             return None
-        shard = self._work.shards.shard_of(row)
-        if self._faces is None or self._faces[0] != shard:
-            self._faces = shard, self._products.faces(shard).select(["video", "pts_s", "box", "is_corrupt"])
-        table = self._faces[1]
+        videos, table = self._tables(self._work.shards.shard_of(row))
         wanted = pc.and_(pc.equal(table["video"], video.source), pc.invert(table["is_corrupt"]))
         faces = table.filter(wanted).combine_chunks()
         if not len(faces):
             return None
         times_N = faces["pts_s"].to_numpy()
         boxes_N4 = np.asarray(faces["box"].combine_chunks().flatten(), np.float32).reshape(-1, 4)
-        times_T, starts_T = np.unique(times_N, return_index=True)
-        return GivenBoxes(tuple(times_T.tolist()), np.split(boxes_N4, starts_T[1:]))
+        asked = videos.filter(pc.equal(videos["video"], video.source))["frame_pts_s"].combine_chunks()
+        times_T = np.unique(asked.flatten().to_numpy())
+        bounds = (np.searchsorted(times_N, times_T, side) for side in ("left", "right"))
+        return GivenBoxes(tuple(times_T.tolist()), [boxes_N4[start:stop] for start, stop in zip(*bounds, strict=True)])
+
+    def _tables(self, shard: int) -> tuple[pa.Table, pa.Table]:
+        """What is needed of the videos and of the faces of a shard."""
+        if self._held is None or self._held[0] != shard:
+            faces = self._products.faces(shard).select(["video", "pts_s", "box", "is_corrupt"])
+            self._held = shard, self._products.videos(shard).select(["video", "frame_pts_s"]), faces
+        return self._held[1], self._held[2]
 
     def _row(self, video: str) -> int:
         """Where a video stands in the manifest; -1 where it does not."""

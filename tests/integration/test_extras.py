@@ -27,6 +27,7 @@ from unmask.storage import Store
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
+ASKED = ("status", "planned", "decoded", "faces", "frames", "frame_pts_s", "frame_reasons")
 REAL, FAKE = "youtube/c23/000", "Deepfakes/c23/000_003"
 
 
@@ -121,6 +122,7 @@ def test_batches_without_a_face_and_shorter_fakes(tmp_path: Path) -> None:
     fakes = tree / "manipulated_sequences" / "Deepfakes" / "c23" / "videos"
     images = [*filmed(40), *scenery(40)]
     clip(tree / "original_sequences/youtube/c23/videos/777", frames=80, images=images, width=320, height=240)
+    clip(fakes / "777_778", frames=80, images=images, width=320, height=240)
     clip(fakes / "000_003", frames=20, images=images[:20], width=320, height=240)
     out = tmp_path / "out"
     job = Job(
@@ -131,9 +133,14 @@ def test_batches_without_a_face_and_shorter_fakes(tmp_path: Path) -> None:
     assert run(str(tree), str(out), job, RunOptions(), say=lambda _: None)["failed"] == 0
     store = Store(out)
     videos = [r for s in Products(store).shards() for r in Products(store).videos(s).to_pylist()]
-    half = next(row for row in videos if row["video"].endswith("777"))
+    half, its_fake = (next(row for row in videos if row["video"].endswith(name)) for name in ("c23/777", "777_778"))
     assert (half["status"], half["planned"]) == ("done", 80)
     assert 35 <= half["faces"] < 60
+    # Nothing that was asked for, and nothing that was found, tells which of them is the fake.
+    assert {name: its_fake[name] for name in ASKED} == {name: half[name] for name in ASKED}
+    assert [(f["frame"], f["box"]) for f in faces_of(out, its_fake["video"])] == [
+        (f["frame"], f["box"]) for f in faces_of(out, half["video"])
+    ]
     keys = [(row["frame"], row["face"]) for row in faces_of(out, FAKE)]
     assert keys
     assert len(set(keys)) == len(keys)
