@@ -112,7 +112,7 @@ class Forms:
         return {"videos": len(self._left), "samples": len(keys), "level": level, "forms": rows, "caveats": caveats}
 
     def write_int8(self, plain: Path, path: Path) -> None:
-        """Write a form of 8 bits: weights and what goes between layers; ranges from people of training.
+        """Write a form of 8 bits: weights and what convolutions and linear layers take; ranges from people of training.
 
         Args:
             plain: The model as ONNX.
@@ -136,6 +136,8 @@ class Forms:
                 reduce_range=True,
                 op_types_to_quantize=_EIGHT_BITS,
                 nodes_to_exclude=_kept_plain(ready),
+                # What linear layers give goes into attention's products, into sums and norms: single precision all.
+                extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
             )
 
     def _given(self, samples: Samples) -> Iterator[dict[str, NDArray[Any]]]:
@@ -161,16 +163,21 @@ class Forms:
 
 
 def _kept_plain(path: Path) -> list[str]:
-    """Nodes that stay in single precision: the first convolution, which sees pixels, and the layer that gives logits.
+    """Nodes that stay in single precision: the first convolution, which sees pixels, the layer that gives logits, and
+    attention's products.
 
-    Both are small. 256 steps from a frame's lowest logit to its highest would make ties.
+    The first two are small. 256 steps from a frame's lowest logit to its highest would make ties; 256 steps for all
+    heads of attention would leave those that look at many tokens at 0 or 1 of them, beside one that looks at a single
+    token, and every face would get the same logit.
     """
     import onnx
 
-    nodes = onnx.load(path).graph.node
-    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
-    heads = [node.name for node in nodes if any(name.startswith(_HEAD) for name in node.input)]
-    return convolutions[:1] + heads[-1:]
+    graph = onnx.load(path).graph
+    weights = {each.name for each in graph.initializer}
+    convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
+    heads = [node.name for node in graph.node if any(name.startswith(_HEAD) for name in node.input)]
+    products = [n.name for n in graph.node if n.op_type == "MatMul" and weights.isdisjoint(n.input)]
+    return convolutions[:1] + heads[-1:] + products
 
 
 class _Ranges:

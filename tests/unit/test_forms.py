@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -13,14 +14,16 @@ from typer.testing import CliRunner
 from tests.products import ten_real_people
 from train.catalogue import Catalogue
 from train.config import overridden
+from train.crops import CropReader
 from train.export import app
 from train.forms import Forms
 from train.recipes import recipe
 from train.splits import splits_of
 from unmask.checkpoints import Description, save
 from unmask.models import build
-from unmask.onnx_export import write_onnx
+from unmask.onnx_export import OnnxModel, write_onnx
 from unmask.provenance import USED, used_digests
+from unmask.transforms import resize
 
 CONFIG = overridden(
     recipe("selfblend"),
@@ -112,6 +115,39 @@ def test_ranges_end_where_activations_are_cut_off(data: Path, tmp_path: Path) ->
     assert max(steps) == pytest.approx(6 / 255)
     (head,) = (node for node in written.node if node.op_type == "Gemm")
     assert not {makers.get(name) for name in head.input} & {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_attention_stays_in_single_precision(data: Path, tmp_path: Path) -> None:
+    """One head looks at single tokens, as trained ones do: its products would take all steps of the others'."""
+    config = overridden(CONFIG, ["backbone=test_vit", "size_px=160"])
+    model = build(config.model)
+    with torch.no_grad():
+        for block in model.backbone.blocks:  # type: ignore[union-attr]
+            attention, width = block.attn, block.attn.head_dim
+            attention.qkv.weight.mul_(6)
+            attention.qkv.weight[:width].mul_(20)
+            attention.proj.weight[:, :width] = 0
+        model.head.fc.weight.mul_(3)  # type: ignore[union-attr,operator]
+    preprocessing = config.input.preprocessing(config.model.backbone)
+    description = Description(name="v", version="1", config=config.model, preprocessing=preprocessing, trained=True)
+    description = replace(description, provenance={"config": config.to_json()})
+    plain, small = tmp_path / "v.onnx", tmp_path / "v-int8.onnx"
+    forms = Forms(model.eval(), description, [str(data)])
+    write_onnx(plain, model, description)
+    forms.write_int8(plain, small)
+    faces = CropReader(catalogue := Catalogue.read([str(data)]))
+    pixels = np.stack([resize(faces.picture(n, preprocessing).image_HWC, preprocessing) for n in range(len(catalogue))])
+    expected, found = (OnnxModel(path).logits(pixels) for path in (plain, small))
+    assert np.ptp(expected) > 1
+    assert np.corrcoef(expected, found)[0, 1] > 0.95
+    graph = onnx.load(small).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    products = [[makers.get(name) for name in node.input] for node in graph.node if node.op_type == "MatMul"]
+    depth = len(model.backbone.blocks)  # type: ignore[arg-type]
+    assert sum("DequantizeLinear" not in each for each in products) == 2 * depth
+    assert sum(each == ["DequantizeLinear"] * 2 for each in products) == 4 * depth
+    takers = [node.op_type for node in graph.node if any(makers.get(name) == "Softmax" for name in node.input)]
+    assert takers == ["MatMul"] * depth
 
 
 def test_wrong_usage_is_said(data: Path, tmp_path: Path) -> None:
