@@ -1,9 +1,9 @@
 """A student beside its teachers: size, speed, and the same measures on the same people, whom neither was trained on."""
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,17 @@ from train.config import TrainConfig
 from train.ensemble import Ensemble, Member
 from train.heldout import heldout_scores
 from train.splits import untold
+from train.turns import TIMED_BATCH, how_timed, medians
 from unmask import console
 from unmask.storage import Store
+from unmask.transforms import to_tensor
 
-__all__ = ["COMPARISON", "compare", "show_comparison", "size_of"]
+__all__ = ["COMPARISON", "compare", "show_comparison", "sizes_of"]
 
 COMPARISON = "evaluation/distill.json"
 """The file in a training's folder."""
 
-_BATCH, _REPEATS = 8, 7
+_SIDE = 256
 _SHOWN = ("auc", "eer", "log_loss", "ece")
 
 
@@ -38,7 +40,7 @@ def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, 
         device: Where they run.
 
     Returns:
-        What `COMPARISON` holds: of each model `size_of`, and its measures with 95% intervals by video; the student
+        What `COMPARISON` holds: of each model `sizes_of`, and its measures with 95% intervals by video; the student
         first, then its teachers, several of them also together. The student's share of all their weights, and what its
         AUC lacks of theirs; in sentences, who does not say whom it knows.
 
@@ -50,7 +52,7 @@ def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, 
     if student.name in {member.name for member in teachers.members}:
         student = replace(student, name=f"{student.name} (student)")
     members = [student, *teachers.members]
-    rows = [{"name": member.name, **size_of(member, device)} for member in members]
+    rows = [{"name": member.name, **size} for member, size in zip(members, sizes_of(members, device), strict=True)]
     if len(teachers.members) > 1:
         sums = {key: sum(row[key] for row in rows[1:]) for key in ("weights", "bytes", "ms_per_crop")}
         rows.append({"name": teachers.name, **sums})
@@ -58,7 +60,12 @@ def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, 
     for row, metrics in zip(rows, measure(members, teachers, config, data, store, device), strict=True):
         row["metrics"] = metrics
     own, theirs = rows[0], rows[-1]
-    found: dict[str, Any] = {"device": device.type, "models": rows, "weights": own["weights"] / theirs["weights"]}
+    found: dict[str, Any] = {
+        "device": device.type,
+        "timed": how_timed(TIMED_BATCH, device),
+        "models": rows,
+        "weights": own["weights"] / theirs["weights"],
+    }
     both = [row["metrics"].get("auc", {}).get("value") for row in (own, theirs)]
     found["auc_lost"] = None if None in both else both[1] - both[0]
     found["caveats"] = [said for member in members for said in untold(member.name, member.description)]
@@ -66,30 +73,27 @@ def compare(model: str, config: TrainConfig, data: Sequence[str], store: Store, 
     return found
 
 
-def size_of(member: Member, device: torch.device) -> dict[str, Any]:
-    """How many weights a model has, how many bytes they take in single precision, and milliseconds a crop."""
-    model = member.model
-    every = [*model.parameters(), *model.buffers()]
-    height, width = member.description.preprocessing.size_HW
-    inputs_N3HW = torch.zeros(_BATCH, 3, height, width, device=device)
-    return {
-        "weights": sum(p.numel() for p in model.parameters()),
-        "bytes": sum(t.numel() * t.element_size() for t in every),
-        "ms_per_crop": round(_seconds(model, inputs_N3HW) / _BATCH * 1000, 3),
-    }
-
-
 @torch.inference_mode()
-def _seconds(model: Any, inputs_N3HW: torch.Tensor) -> float:
-    """The median time of a batch, the first one left out."""
-    took = []
-    for _ in range(_REPEATS + 1):
-        began = time.perf_counter()
-        model.features(inputs_N3HW)
-        if inputs_N3HW.device.type == "cuda":
-            torch.cuda.synchronize()
-        took.append(time.perf_counter() - began)
-    return float(np.median(took[1:]))
+def sizes_of(members: Sequence[Member], device: torch.device) -> list[dict[str, Any]]:
+    """How many weights each model has, how many bytes they take in single precision, and milliseconds a crop.
+
+    Times are of `train.turns`, on the same crops, each at its model's size.
+    """
+    shape = (_SIDE, _SIDE, 3)
+    rng = np.random.default_rng(0)
+    crops = [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(TIMED_BATCH)]
+    runs = [partial(m.model.features, to_tensor(crops, m.description.preprocessing, device)) for m in members]
+    found = []
+    for member, took in zip(members, medians(runs, device), strict=True):
+        every = [*member.model.parameters(), *member.model.buffers()]
+        found.append(
+            {
+                "weights": sum(p.numel() for p in member.model.parameters()),
+                "bytes": sum(t.numel() * t.element_size() for t in every),
+                "ms_per_crop": round(took / TIMED_BATCH * 1000, 3),
+            }
+        )
+    return found
 
 
 def _of_blends(

@@ -3,9 +3,9 @@
 Axes: N samples (frames or clips), T frames of a clip, H rows, W columns, C = 3 channels; K samples of a split.
 """
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +23,7 @@ from train.material import pool_of
 from train.network import Network
 from train.samplers import Key
 from train.splits import left_for_test, splits_of, untold
+from train.turns import TIMED_BATCH, how_timed, medians
 from train.validation import keys_of
 from unmask.checkpoints import Description
 from unmask.errors import UsageError
@@ -74,11 +75,12 @@ class Forms:
             paths: ONNX files of this model.
 
         Returns:
-            As JSON can say it: of each form its size, time, AUC, and the largest difference of a probability.
+            As JSON can say it: of each form its size, time (`train.turns`), AUC, and the largest difference of a
+            probability.
         """
         samples = self._samples("test", self._left)
         keys = keys_of(samples)
-        network = Network(self._model, self._description.preprocessing)
+        network = Network(self._model, self._description.preprocessing).eval()
         size = sum(t.numel() * t.element_size() for t in self._model.state_dict().values())
         forms: list[tuple[str, int, Callable[[Batch], NDArray[Any]]]] = [
             ("checkpoint", size, lambda batch: _of_network(network, batch))
@@ -88,19 +90,19 @@ class Forms:
             forms.append((path.name, path.stat().st_size, lambda batch, of=exported: _of_onnx(of, batch)))  # type: ignore[misc]
         label_K = np.array([float(k.blend) or float(samples.pool.label_U[k.unit]) for k in keys])
         logits: list[list[NDArray[Any]]] = [[] for _ in forms]
-        seconds = np.zeros(len(forms))
         for batch in self._batches(samples, keys):
-            for n, (_, _, run) in enumerate(forms):
-                began = time.perf_counter()
-                logits[n].append(run(batch))
-                seconds[n] += time.perf_counter() - began
+            for (_, _, run), found in zip(forms, logits, strict=True):
+                found.append(run(batch))
+        # Now that nothing loads any more.
+        timed, cpu = samples.batch(keys[:TIMED_BATCH]), torch.device("cpu")
+        seconds = medians([partial(run, timed) for _, _, run in forms], cpu)
         probabilities = [self._description.calibration.probability(np.concatenate(parts)) for parts in logits]
         aucs = [Detections(p, label_K).auc() for p in probabilities]
         rows = [
             {
                 "name": name,
                 "bytes": size,
-                "ms_per_sample": round(1000 * took / len(keys), 3),
+                "ms_per_sample": round(1000 * took / len(timed), 3),
                 "auc": auc,
                 "auc_lost": aucs[0] - auc,
                 "largest_difference": float(np.abs(p - probabilities[0]).max()),
@@ -109,7 +111,14 @@ class Forms:
         ]
         level = "frame" if samples.length == 1 else "clip"
         caveats = untold(self._description.name, self._description)
-        return {"videos": len(self._left), "samples": len(keys), "level": level, "forms": rows, "caveats": caveats}
+        return {
+            "videos": len(self._left),
+            "samples": len(keys),
+            "level": level,
+            "timed": how_timed(len(timed), cpu),
+            "forms": rows,
+            "caveats": caveats,
+        }
 
     def write_int8(self, plain: Path, path: Path) -> None:
         """Write a form of 8 bits: weights and what convolutions and linear layers take; ranges from people of training.
@@ -163,12 +172,11 @@ class Forms:
 
 
 def _kept_plain(path: Path) -> list[str]:
-    """Nodes that stay in single precision: the first convolution, which sees pixels, the layer that gives logits, and
-    attention's products.
+    """Nodes that stay in single precision: the first convolution, the last layer, and attention's products.
 
-    The first two are small. 256 steps from a frame's lowest logit to its highest would make ties; 256 steps for all
-    heads of attention would leave those that look at many tokens at 0 or 1 of them, beside one that looks at a single
-    token, and every face would get the same logit.
+    The first sees pixels, the last gives logits; both are small. 256 steps from a frame's lowest logit to its highest
+    would make ties; 256 steps for all heads of attention would leave those that look at many tokens at 0 or 1 of them,
+    beside one that looks at a single token, and every face would get the same logit.
     """
     import onnx
 

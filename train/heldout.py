@@ -109,7 +109,7 @@ def heldout_scores(
     """
     catalogue = Catalogue.read(data)
     left = left_for_test(catalogue, splits_of(catalogue, config, 0), [description, *others])
-    network = Network(model.to(device), description.preprocessing)
+    network = Network(model.to(device), description.preprocessing).eval()
     for kind in kinds:
         samples = Samples(
             catalogue,

@@ -38,7 +38,7 @@ class Network(nn.Module):
     Args:
         model: The model.
         preprocessing: Its own: pixels are normalised on the device.
-        channels_last: Memory format of its images.
+        channels_last: Memory format of its images in training, and on GPUs.
     """
 
     def __init__(self, model: ForgeryModel, preprocessing: Preprocessing, *, channels_last: bool = False) -> None:
@@ -66,7 +66,9 @@ class Network(nn.Module):
         return self.model.clip_logits(features_BTD, valid_BT), features_MD, where_Mhw
 
     def _features(self, pixels_MHWC: Tensor) -> tuple[Tensor, Tensor | None]:
-        images = normalised(pixels_MHWC, self._preprocessing).contiguous(memory_format=self._format)
+        images = normalised(pixels_MHWC, self._preprocessing)
+        if self.training or images.is_cuda:  # else as everywhere: channels-last on a CPU
+            images = images.contiguous(memory_format=self._format)
         if self.training and self.model.config.pyramid:
             return self.model.located(images)
         return self.model.features(images), None

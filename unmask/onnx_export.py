@@ -178,6 +178,8 @@ class OnnxModel:
             raise ModelError(Reason.MISSING_FILE, f"no model {path}: check the path")
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
+        # Else they go on spinning for a while beside whatever comes next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             told = self._session.get_modelmeta().custom_metadata_map[_KEY]

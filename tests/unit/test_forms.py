@@ -1,6 +1,7 @@
 """A model exported by the command: the same AUC as ONNX, and what 8 bits cost, on people who were left."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.products import ten_real_people
+from train import forms
 from train.catalogue import Catalogue
 from train.config import overridden
 from train.crops import CropReader
@@ -62,9 +64,30 @@ def test_all_forms_are_measured_on_the_same_faces(data: Path, tmp_path: Path) ->
     assert "nobody can check" in caveat
     assert small["auc_lost"] == plain["auc"] - small["auc"]
     assert 0 < small["largest_difference"] < 0.2
+    assert document["timed"]["batch"] == 8
     assert [row["bytes"] for row in (exported, small)] == [
         (tmp_path / name).stat().st_size for name in ("m.onnx", "m-int8.onnx")
     ]
+
+
+def test_forms_take_turns_on_one_batch_while_nothing_loads(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def watched(runs: Any, device: torch.device) -> list[float]:
+        assert "unmask-prefetch" not in {thread.name for thread in threading.enumerate()}
+        first, second = runs
+        assert first.args[0] is second.args[0]
+        taken.append(len(first.args[0]))
+        return [0.08, 0.04]
+
+    monkeypatch.setattr(forms, "medians", watched)
+    model = checkpoint(tmp_path / "m.safetensors", {"config": CONFIG.to_json()})
+    result = run(model, "--out", tmp_path / "m.onnx", "--data", data, "--json")
+    assert result.exit_code == 0, result.output
+    assert taken == [8]
+    assert [row["ms_per_sample"] for row in json.loads(result.stdout)["forms"]] == [10.0, 5.0]
 
 
 def test_people_whom_the_model_knows_are_not_measured(data: Path, tmp_path: Path) -> None:
@@ -101,9 +124,9 @@ def test_ranges_end_where_activations_are_cut_off(data: Path, tmp_path: Path) ->
     description = Description(name="m", version="1", config=config.model, preprocessing=preprocessing, trained=True)
     description = replace(description, provenance={"config": config.to_json()})
     plain, small = tmp_path / "m.onnx", tmp_path / "m-int8.onnx"
-    forms = Forms(model.eval(), description, [str(data)])
+    made = Forms(model.eval(), description, [str(data)])
     write_onnx(plain, model, description)
-    forms.write_int8(plain, small)
+    made.write_int8(plain, small)
     given, written = onnx.load(plain).graph.node, onnx.load(small).graph
     makers = {name: node.op_type for node in written.node for name in node.output}
     assert "DequantizeLinear" not in {makers[node.input[0]] for node in written.node if node.op_type == "Clip"}
@@ -132,9 +155,9 @@ def test_attention_stays_in_single_precision(data: Path, tmp_path: Path) -> None
     description = Description(name="v", version="1", config=config.model, preprocessing=preprocessing, trained=True)
     description = replace(description, provenance={"config": config.to_json()})
     plain, small = tmp_path / "v.onnx", tmp_path / "v-int8.onnx"
-    forms = Forms(model.eval(), description, [str(data)])
+    made = Forms(model.eval(), description, [str(data)])
     write_onnx(plain, model, description)
-    forms.write_int8(plain, small)
+    made.write_int8(plain, small)
     faces = CropReader(catalogue := Catalogue.read([str(data)]))
     pixels = np.stack([resize(faces.picture(n, preprocessing).image_HWC, preprocessing) for n in range(len(catalogue))])
     expected, found = (OnnxModel(path).logits(pixels) for path in (plain, small))

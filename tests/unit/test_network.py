@@ -96,6 +96,16 @@ def test_gradients_reach_the_backbone_through_the_mask() -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.model.backbone.parameters())
 
 
+def test_what_is_judged_on_a_cpu_lies_channels_last_as_in_scoring() -> None:
+    model, images = small().eval(), pixels()[:, :1]
+    seen, network = Seen(model), Network(model, INPUT)
+    with torch.inference_mode():
+        found = network.eval()(images, VALID[:, :1])[0]
+        expected = model.frame_logits(model.features(to_tensor([i.numpy() for i in images[:, 0]], INPUT).contiguous()))
+    assert seen.inputs[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_channels_last_changes_the_layout_alone() -> None:
     loop = LoopConfig(channels_last=True)
     plain, model = small(), prepared(small(), loop, CPU)
