@@ -1,6 +1,8 @@
 """The workers of a run and what they tell each other. The same for one process, and for many under Ray Train."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,28 @@ class Context:
         """Wait for all workers."""
         if self.workers > 1:
             dist.barrier()
+
+    @contextlib.contextmanager
+    def apart(self, at_most: dt.timedelta) -> Iterator[None]:
+        """Work that takes some workers longer than others: at its end each waits for all.
+
+        It waits in a group of its own. The group of all else gives up after half an hour, which is right for a step of
+        training and may be too short here; and on GPUs it would keep them busy with waiting.
+
+        Args:
+            at_most: How long a worker waits for the last one. One that is lost ends the wait at once.
+
+        Raises:
+            RuntimeError: A worker was lost, or took longer.
+        """
+        if self.workers == 1:
+            yield
+            return
+        # Made before the work: making it is a meeting, too.
+        group = dist.new_group(backend="gloo", timeout=at_most)
+        yield
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over all workers."""

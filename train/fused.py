@@ -3,17 +3,19 @@
 The faces of a track are padded with black to the track's largest face, not resized to it, so that a face that comes
 nearer is seen to. Copies with an augmentation are made of tracks of training alone, one draw for a whole track. Files
 lie in `clips/<key>/` of the dataset; the key is a digest of every setting, so that runs share what they have in common.
-Each says by a digest of which crops it is, and is made again where the dataset has been preprocessed anew.
+Each says by a digest of which crops it is, and is made again where the dataset has been preprocessed anew. Workers of a
+run share what is missing.
 
-Axes: L faces of a track, T frames of a clip, D features, E = 2 D: of RGB, then of depth; H rows, W columns.
+Axes: L faces of a track, T frames of a clip, D features, E = 2 D: of RGB, then of depth; H rows, W columns; U units.
 """
 
+import datetime as dt
 import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +24,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as packed
 
-from train.augment import Picture, Strategy, strategy
+from train.augment import Picture, strategy
+from train.augment.picture import Steps
 from train.catalogue import Catalogue
 from train.config import TrainConfig
+from train.context import Context
 from train.crops import CropReader
 from train.embedding import Embedded
 from train.ensemble import Member
@@ -35,13 +39,25 @@ from unmask.models import ForgeryModel
 from unmask.storage import Store
 from unmask.transforms import Preprocessing, to_tensor
 
-__all__ = ["Account", "Clip", "Extractor", "Keeper", "fused", "padded"]
+__all__ = ["Account", "Clip", "Extractor", "Keeper", "Unit", "fused", "padded", "shares"]
 
 _FORMAT = 1
 _BATCH = 16
+# Faces of a track whose pictures are in memory at once; a multiple of every batch, so that batches stay the same.
+_PART = 64
+# That workers wait for the last one. Their shares are about as large, so that this is for one that runs much slower.
+_LONGEST_WAIT = dt.timedelta(hours=6)
 GOOD, NO_DEPTH, DAMAGED = 0, 1, 2
 """What became of a face: its features are there; its depth map says nothing; its crop is damaged."""
 REASONS = {NO_DEPTH: "depth_failed", DAMAGED: "crop_damaged"}
+
+
+class Unit(NamedTuple):
+    """A video by number, one of its tracks, and a copy: 0 for the faces as they are."""
+
+    video: int
+    track: int
+    copy: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,9 +73,8 @@ class Clip:
     state_L: NDArray[np.uint8]
 
 
-def padded(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
-    """Images in the middle of black squares, all as large as the longest side among them, uint8 (S, S, 3)."""
-    side = max(max(image.shape[:2]) for image in images)
+def padded(images: Sequence[NDArray[np.uint8]], side: int) -> list[NDArray[np.uint8]]:
+    """Images in the middle of black squares, uint8 (S, S, 3), of a side in pixels that none of them exceeds."""
     out = []
     for image_HWC in images:
         height, width = image_HWC.shape[:2]
@@ -68,6 +83,22 @@ def padded(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         square_SSC[top : top + height, left : left + width] = image_HWC
         out.append(square_SSC)
     return out
+
+
+def shares(faces_U: Sequence[int], workers: int) -> NDArray[np.int64]:
+    """Who makes which unit, int64 (U,): everyone has about as many faces. The same on every worker.
+
+    Args:
+        faces_U: How many faces each has.
+        workers: How many share them.
+    """
+    rank_U = np.zeros(len(faces_U), np.int64)
+    load = [0] * workers
+    # The largest first, each to whom has least.
+    for unit in np.argsort(-np.asarray(faces_U, np.int64), kind="stable").tolist():
+        rank_U[unit] = rank = load.index(min(load))
+        load[rank] += faces_U[unit]
+    return rank_U
 
 
 class Extractor:
@@ -84,24 +115,27 @@ class Extractor:
         self._device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Picture | None]) -> Clip:
-        """The features of a track: its faces in order of time, None for those that cannot be read."""
+    def __call__(self, pictures: Sequence[Picture | None], side: int) -> Clip:
+        """The features of a track, or of a part of it.
+
+        Args:
+            pictures: Its faces in order of time, None for those that cannot be read.
+            side: The longest side of the whole track's pictures, in pixels.
+        """
         state_L = np.array([DAMAGED if p is None else GOOD for p in pictures], np.uint8)
         features_LE = np.zeros((len(pictures), 2 * self.model.dim), np.float16)
         crops = [p.image_HWC for p in pictures if p is not None]
         maps = self.depth.maps(crops)
         state_L[state_L == GOOD] = [NO_DEPTH if m is None else GOOD for m in maps]
-        if crops:
-            depths = [np.zeros_like(c) if m is None else as_rgb(m) for c, m in zip(crops, maps, strict=True)]
-            pairs = zip(padded(crops), padded(depths), maps, strict=True)
-            good = [(rgb, depth) for rgb, depth, found in pairs if found is not None]
-            parts = [self._features(good[k : k + _BATCH]) for k in range(0, len(good), _BATCH)]
-            if parts:
-                features_LE[state_L == GOOD] = np.concatenate(parts)
+        good = [(crop, depth) for crop, depth in zip(crops, maps, strict=True) if depth is not None]
+        if good:
+            parts = [self._features(good[k : k + _BATCH], side) for k in range(0, len(good), _BATCH)]
+            features_LE[state_L == GOOD] = np.concatenate(parts)
         return Clip(features_LE, state_L)
 
-    def _features(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> NDArray[np.float16]:
-        rgb, depth = (to_tensor([p[n] for p in pairs], self.preprocessing, self._device) for n in (0, 1))
+    def _features(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], side: int) -> NDArray[np.float16]:
+        streams = [crop for crop, _ in pairs], [as_rgb(depth) for _, depth in pairs]
+        rgb, depth = (to_tensor(padded(images, side), self.preprocessing, self._device) for images in streams)
         features_NE = self.model.fused_features(rgb, depth).float().cpu().numpy()
         return features_NE.astype(np.float16)
 
@@ -128,15 +162,32 @@ def _digest(model: ForgeryModel) -> str:
 
 @dataclass(slots=True)
 class Account:
-    """What keeping came to."""
+    """What keeping came to. Seconds are those of all workers together."""
 
     found: int = 0
+    """Units that were there before."""
     made: int = 0
     damaged: int = 0
     bytes: int = 0
     seconds: float = 0.0
     reading_seconds: float = 0.0
     states: dict[str, int] = field(default_factory=dict)
+
+    def count(self, clip: Clip, size: int) -> None:
+        """Count a unit's bytes, and its faces that are not good."""
+        self.bytes += size
+        for state, why in REASONS.items():
+            if masked := int((clip.state_L == state).sum()):
+                self.states[why] = self.states.get(why, 0) + masked
+
+    def of_all(self, context: Context) -> "Account":
+        """The sum of all workers' accounts. Every worker calls it."""
+        masked = [self.states.get(why, 0) for why in REASONS.values()]
+        own = [self.seconds, self.reading_seconds, self.found, self.made, self.damaged, self.bytes, *masked]
+        seconds, reading_seconds, *counts = context.sum(own)
+        found, made, damaged, size, *masked = map(round, counts)
+        states = {why: many for why, many in zip(REASONS.values(), masked, strict=True) if many}
+        return Account(found, made, damaged, size, seconds, reading_seconds, states)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can say it."""
@@ -179,6 +230,46 @@ class Keeper:
         self.account = Account()
         self._settings = extractor.settings()
         self._checked: set[str] = set()
+        self._at_hand: dict[Unit, Clip] = {}
+
+    def share(self, units: Sequence[Unit], context: Context) -> None:
+        """Look which units are kept, and make the others, every worker its share; `track` gives each of them once.
+
+        Every worker calls this with the same units. Afterwards the account is that of all, with each unit once.
+
+        Args:
+            units: What the run needs, each once.
+            context: This worker's.
+
+        Raises:
+            StorageError: As in `track`.
+            RuntimeError: Another worker was lost.
+        """
+        is_missing = torch.tensor([not self._is_kept(unit) for unit in units[context.rank :: context.workers]])
+        # Nobody has made anything before everybody has looked: all of them see the same list.
+        missing_U = np.zeros(len(units), np.bool_)
+        for rank, part in enumerate(context.gather(is_missing.to(torch.uint8))):
+            missing_U[rank :: context.workers] = part.numpy()
+        todo = [unit for unit, missing in zip(units, missing_U, strict=True) if missing]
+        rank_U = shares([len(self._rows(unit)) for unit in todo], context.workers)
+        with context.apart(_LONGEST_WAIT):
+            for unit in (unit for unit, rank in zip(todo, rank_U, strict=True) if rank == context.rank):
+                self._at_hand[unit] = self._made(unit, self.account)
+        self.account = self.account.of_all(context)
+        # What others have made is there now, but for clips with damaged crops: those everybody makes.
+        with context.apart(_LONGEST_WAIT):
+            for unit in (unit for unit in units if unit not in self._at_hand):
+                self._at_hand[unit] = self._had(unit, Account())
+
+    def _is_kept(self, unit: Unit) -> bool:
+        clip = self._kept(unit, self.account)
+        if clip is not None:
+            self._at_hand[unit] = clip
+        return clip is not None
+
+    def _had(self, unit: Unit, account: Account) -> Clip:
+        clip = self._kept(unit, account)
+        return self._made(unit, account) if clip is None else clip
 
     def track(self, video: int, track: int, copy: int = 0) -> tuple[NDArray[np.int64], Clip]:
         """The faces of a track by number in the catalogue, and their features.
@@ -191,25 +282,21 @@ class Keeper:
         Raises:
             StorageError: Files cannot be read or written, or were put there from another configuration.
         """
-        rows_L = self._catalogue.faces_of(video)
-        rows_L = rows_L[(self._catalogue.track_N[rows_L] == track) & ~self._catalogue.corrupt_N[rows_L]]
-        about = self._catalogue.videos[video]
-        store = self._catalogue.stores[about.dataset]
-        folder = self._folder(store, copy)
-        name = f"{folder}/{about.about.video.removeprefix(f'{about.dataset}/')}-{track}-{copy}.safetensors"
-        began = time.perf_counter()
-        clip = self._kept(store, name, rows_L)
+        unit = Unit(video, track, copy)
+        clip = self._at_hand.pop(unit, None)
         if clip is None:
-            clip = self._made(store, name, rows_L, copy)
-            self.account.made, self.account.seconds = self.account.made + 1, self.account.seconds + _since(began)
-        else:
-            self.account.found, self.account.reading_seconds = (
-                self.account.found + 1, self.account.reading_seconds + _since(began),
-            )  # fmt: skip
-        for state, why in REASONS.items():
-            if count := int((clip.state_L == state).sum()):
-                self.account.states[why] = self.account.states.get(why, 0) + count
-        return rows_L, clip
+            clip = self._had(unit, self.account)
+        return self._rows(unit), clip
+
+    def _rows(self, unit: Unit) -> NDArray[np.int64]:
+        rows_L = self._catalogue.faces_of(unit.video)
+        return rows_L[(self._catalogue.track_N[rows_L] == unit.track) & ~self._catalogue.corrupt_N[rows_L]]
+
+    def _place(self, unit: Unit) -> tuple[Store, str]:
+        about = self._catalogue.videos[unit.video]
+        store = self._catalogue.stores[about.dataset]
+        name = about.about.video.removeprefix(f"{about.dataset}/")
+        return store, f"{self._folder(store, unit.copy)}/{name}-{unit.track}-{unit.copy}.safetensors"
 
     def _folder(self, store: Store, copy: int) -> str:
         said = {**self._settings, "augment": self._augment if copy else "none"}
@@ -235,7 +322,8 @@ class Keeper:
             )
         return None
 
-    def _kept(self, store: Store, name: str, rows_L: NDArray[np.int64]) -> Clip | None:
+    def _kept(self, unit: Unit, account: Account) -> Clip | None:
+        began, rows_L, (store, name) = time.perf_counter(), self._rows(unit), self._place(unit)
         if not store.exists(name):
             return None
         data = store.read(name)
@@ -247,24 +335,42 @@ class Keeper:
         except (SafetensorError, KeyError, ValueError):
             whole = same = False
         if not (whole and same):
-            self.account.damaged += 1
+            account.damaged += 1
             say(f"{store.shown}/{name} is cut short or of other crops; it is made again")
             return None
-        self.account.bytes += len(data)
+        account.found, account.reading_seconds = account.found + 1, account.reading_seconds + _since(began)
+        account.count(clip, len(data))
         return clip
 
-    def _made(self, store: Store, name: str, rows_L: NDArray[np.int64], copy: int) -> Clip:
-        pictures = [self._picture(int(row)) for row in rows_L]
-        if copy and self._strategy is not None:
-            pictures = _augmented(pictures, self._strategy, name)
-        clip = self.extractor(pictures)
+    def _made(self, unit: Unit, account: Account) -> Clip:
+        began, rows_L, (store, name) = time.perf_counter(), self._rows(unit), self._place(unit)
+        clip = self._features(rows_L, self._draw(name) if unit.copy else Steps())
         crops = self._catalogue.digest_of(rows_L)
         data = packed({"features": clip.features_LE, "state": clip.state_L, "crops": crops})
         # A damaged crop may be mended, and then it is to be seen.
         if not (clip.state_L == DAMAGED).any():
             store.write(name, data)
-        self.account.bytes += len(data)
+        account.made, account.seconds = account.made + 1, account.seconds + _since(began)
+        account.count(clip, len(data))
         return clip
+
+    def _features(self, rows_L: NDArray[np.int64], draw: Steps) -> Clip:
+        """Those of a track, a part at a time: thousands of faces would take gigabytes. A video encoder needs all."""
+        if len(rows_L) <= _PART or not draw.is_framewise:
+            pictures = self._pictures(rows_L, draw)
+            return self.extractor(pictures, _side(pictures))
+        parts = [rows_L[k : k + _PART] for k in range(0, len(rows_L), _PART)]
+        # The square is the whole track's. Which crops can be read, and what a draw makes of them, is known when it is
+        # done: the faces of a long track are read twice, which is little beside their depth maps.
+        side = max(_side(self._pictures(part_L, draw)) for part_L in parts)
+        clips = [self.extractor(self._pictures(part_L, draw), side) for part_L in parts]
+        return Clip(np.concatenate([c.features_LE for c in clips]), np.concatenate([c.state_L for c in clips]))
+
+    def _pictures(self, rows_L: NDArray[np.int64], draw: Steps) -> list[Picture | None]:
+        """Faces of a track, changed; None where a crop is damaged."""
+        pictures = [self._picture(int(row)) for row in rows_L]
+        changed = iter(draw.apply_clip([picture for picture in pictures if picture is not None]))
+        return [None if picture is None else next(changed) for picture in pictures]
 
     def _picture(self, row: int) -> Picture | None:
         try:
@@ -272,12 +378,16 @@ class Keeper:
         except DamagedError:
             return None
 
+    def _draw(self, name: str) -> Steps:
+        """One for a whole track; the same for the same track and copy in every run."""
+        if self._strategy is None:
+            return Steps()
+        seed = int.from_bytes(hashlib.blake2b(name.partition("/")[2].encode(), digest_size=8).digest(), "little")
+        return self._strategy.draw(np.random.default_rng(seed))
 
-def _augmented(pictures: Sequence[Picture | None], how: Strategy, name: str) -> list[Picture | None]:
-    """One draw for a whole track; the same for the same track and copy in every run."""
-    seed = int.from_bytes(hashlib.blake2b(name.partition("/")[2].encode(), digest_size=8).digest(), "little")
-    changed = iter(how.draw(np.random.default_rng(seed)).apply_clip([p for p in pictures if p is not None]))
-    return [None if p is None else next(changed) for p in pictures]
+
+def _side(pictures: Sequence[Picture | None]) -> int:
+    return max((picture.side for picture in pictures if picture is not None), default=0)
 
 
 def _since(began: float) -> float:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from train.catalogue import AskedFrames, Catalogue
 from train.clips import Batch, Samples
 from train.config import TrainConfig
+from train.context import Context
 from train.crops import CropReader
-from train.fused import REASONS, Clip, Extractor, Keeper
+from train.fused import REASONS, Clip, Extractor, Keeper, Unit
 from train.samplers import Key, Pool
 from unmask.console import say
 from unmask.depth import DepthEstimator
@@ -148,7 +149,7 @@ class FusedMaterial:
         reader: Their crops.
         config: Of the run.
         preprocessing: The model's.
-        device: Where features are made.
+        context: The worker's, on whose device features are made.
 
     Raises:
         UsageError: The extra `depth` is not installed.
@@ -161,15 +162,31 @@ class FusedMaterial:
         reader: CropReader,
         config: TrainConfig,
         preprocessing: Preprocessing,
-        device: torch.device,
+        context: Context,
     ) -> None:
         self._catalogue, self._reader, self._config, self._preprocessing = catalogue, reader, config, preprocessing
+        self._context, device = context, context.device
         weights = Path(config.weights) if config.weights else None
         self.model = build(config.model, pretrained=config.pretrained and not weights, weights=weights).to(device)
         depth = DepthEstimator.load(config.input.depth, device=device, size_px=config.input.depth_px)
         extractor = Extractor(self.model, preprocessing, depth)
         self.keeper = Keeper(catalogue, reader, extractor, config.augment.strategy)
         self.report: dict[str, Any] = {}
+
+    def share(self, pools: Sequence[tuple[Pool, int]]) -> None:
+        """Make what is missing of the features of some pools, each with its number of copies, among all workers.
+
+        Raises:
+            StorageError: Features cannot be read or written.
+            RuntimeError: Another worker was lost.
+        """
+        units = [
+            self._unit(pool, n, copy) for pool, copies in pools for n in range(len(pool)) for copy in range(copies + 1)
+        ]
+        self.keeper.share(units, self._context)
+
+    def _unit(self, pool: Pool, unit: int, copy: int) -> Unit:
+        return Unit(int(pool.video_U[unit]), int(self._catalogue.track_N[pool.faces[unit][0]]), copy)
 
     def samples(self, pool: Pool, name: str, *, copies: int, seed: int) -> FusedSamples:
         """The samples of one split.
@@ -197,7 +214,7 @@ class FusedMaterial:
                     units.append((unit, track))
                 else:
                     left_out.append(f"{self._catalogue.videos[pool.video_U[unit]].key} copy {copy}")
-        if left_out:
+        if left_out and self._context.leads:
             many = f"{len(left_out):,} clips of {name} are" if len(left_out) > 1 else f"a clip of {name} is"
             say(f"{many} left out, such as {left_out[0]}: every frame of it is masked ({_counts(masked)})")
         if not units:
@@ -219,8 +236,7 @@ class FusedMaterial:
 
     def _track(self, pool: Pool, unit: int, copy: int) -> Track:
         rows_N = pool.faces[unit]
-        track = int(self._catalogue.track_N[rows_N[0]])
-        rows_L, clip = self.keeper.track(int(pool.video_U[unit]), track, copy)
+        rows_L, clip = self.keeper.track(*self._unit(pool, unit, copy))
         catalogue = self._catalogue
         least, taken = self._config.data.min_face_px, set(rows_N.tolist())
         why_not_L = [

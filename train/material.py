@@ -10,6 +10,7 @@ from train.augment import BLENDS, Strategy, strategy
 from train.catalogue import Catalogue
 from train.clips import Samples
 from train.config import TrainConfig
+from train.context import Context
 from train.crops import CropReader
 from train.fused_samples import FusedMaterial
 from train.kept import KeptFeatures
@@ -35,7 +36,15 @@ class Material:
     """Features in place of crops."""
 
     @classmethod
-    def of(cls, catalogue: Catalogue, config: TrainConfig, *, seed: int, cache: Path | None = None) -> "Material":
+    def of(
+        cls,
+        catalogue: Catalogue,
+        config: TrainConfig,
+        *,
+        seed: int,
+        cache: Path | None = None,
+        context: Context | None = None,
+    ) -> "Material":
         """Gather it.
 
         Args:
@@ -43,6 +52,8 @@ class Material:
             config: The run's.
             seed: The run's.
             cache: A local folder for crops that lie in buckets.
+            context: The worker's: features that are made are made on its device, and shared with the others. None is
+                one process, with a GPU if there is one.
 
         Raises:
             UsageError: Splits that cannot be used, crops or features that do not fit the model.
@@ -50,7 +61,8 @@ class Material:
         preprocessing = config.input.preprocessing(config.model.backbone)
         splits = splits_of(catalogue, config, seed)
         if config.model.head == "fusion":
-            return _fused(catalogue, splits, config, preprocessing, seed=seed, cache=cache)
+            context = context or Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            return _fused(catalogue, splits, config, preprocessing, context, seed=seed, cache=cache)
         kept = None
         if config.data.cached_features:
             kept = KeptFeatures.find(catalogue, config.model.backbone, preprocessing)
@@ -87,19 +99,21 @@ def _fused(
     splits: Splits,
     config: TrainConfig,
     preprocessing: Preprocessing,
+    context: Context,
     *,
     seed: int,
     cache: Path | None,
 ) -> Material:
     """Clips of RGB and depth. Copies are made of what is trained on alone, after the split."""
     catalogue.check_covers(preprocessing)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fused = FusedMaterial(catalogue, CropReader(catalogue, cache), config, preprocessing, device)
-    train, val = (
-        fused.samples(pool_of(catalogue, videos, config, name), name, copies=copies, seed=own)
-        for name, videos, copies, own in (("train", splits.train, config.data.copies, seed), ("val", splits.val, 0, 0))
-    )
-    say(str(fused.keeper.account))
+    fused = FusedMaterial(catalogue, CropReader(catalogue, cache), config, preprocessing, context)
+    pools = {n: pool_of(catalogue, v, config, n) for n, v in (("train", splits.train), ("val", splits.val))}
+    copies = {"train": config.data.copies, "val": 0}
+    fused.share([(pool, copies[name]) for name, pool in pools.items()])
+    train = fused.samples(pools["train"], "train", copies=copies["train"], seed=seed)
+    val = fused.samples(pools["val"], "val", copies=copies["val"], seed=0)
+    if context.leads:
+        say(str(fused.keeper.account))
     return Material(catalogue=catalogue, splits=splits, preprocessing=preprocessing, train=train, val=val, kept=fused)
 
 

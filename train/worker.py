@@ -64,7 +64,7 @@ def train_all(task: Task, context: Context, say: Callable[[str], None]) -> None:
         for run in todo:
             assert catalogue is not None
             cache = Path(task.cache) if task.cache else None
-            material = Material.of(catalogue, run.config, seed=run.seed, cache=cache)
+            material = Material.of(catalogue, run.config, seed=run.seed, cache=cache, context=context)
             if run is todo[0] and context.leads:
                 say(material.splits.describe())
             folder = run_folder(task.out, run.name)

@@ -77,12 +77,12 @@ def configured(depth: Path, *more: str) -> TrainConfig:
 def made(config: TrainConfig, data: Path) -> tuple[FusedMaterial, Catalogue]:
     catalogue = Catalogue.read([str(data)])
     preprocessing = config.input.preprocessing(config.model.backbone)
-    return FusedMaterial(catalogue, CropReader(catalogue), config, preprocessing, CPU), catalogue
+    return FusedMaterial(catalogue, CropReader(catalogue), config, preprocessing, Context(device=CPU)), catalogue
 
 
 def test_faces_are_padded_and_not_resized() -> None:
     small, wide = head(20, 30).image_HWC, head(40, 50).image_HWC
-    first, second = padded([small, wide])
+    first, second = padded([small, wide], 50)
     assert first.shape == second.shape == (50, 50, 3)
     assert np.array_equal(first[15:35, 10:40], small)
     assert np.array_equal(second[5:45], wide)
@@ -98,8 +98,9 @@ def test_features_are_those_of_the_padded_faces_and_their_maps(data: Path, depth
     crops = [reader.picture(int(row), preprocessing).image_HWC for row in rows_L]
     assert len({crop.shape for crop in crops}) == 2
     maps = DepthEstimator.load(str(depth), size_px=56).maps(crops)
-    rgb = to_tensor(padded(crops), preprocessing)
-    grey = to_tensor(padded([as_rgb(m) for m in maps if m is not None]), preprocessing)
+    side = max(max(crop.shape) for crop in crops)
+    rgb = to_tensor(padded(crops, side), preprocessing)
+    grey = to_tensor(padded([as_rgb(m) for m in maps if m is not None], side), preprocessing)
     with torch.inference_mode():
         expected = torch.cat([material.model.backbone(rgb), material.model.backbone(grey)], 1)
     assert expected.abs().mean() > 1e-3

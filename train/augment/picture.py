@@ -101,6 +101,11 @@ class Steps:
             picture = step(picture)
         return picture
 
+    @property
+    def is_framewise(self) -> bool:
+        """Whether parts of a clip become what they become in the whole: no step takes all frames at once."""
+        return not any(hasattr(step, "clip") for step in self.steps)
+
     def apply_clip(self, pictures: Sequence[Picture]) -> list[Picture]:
         """Change every frame alike; a step with a method `clip` takes all frames at once (an encoder)."""
         changed = list(pictures)
