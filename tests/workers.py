@@ -18,7 +18,7 @@ _LONGEST_S = 240
 
 
 def in_two_processes(folder: Path, work: Callable[[Context], None]) -> None:
-    """Run something on two workers that PyTorch's gloo connects; both must come to an end without an exception, in time.
+    """Run something on two workers that PyTorch's gloo connects; both must end in time, without an exception.
 
     Args:
         folder: Where they meet.

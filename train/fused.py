@@ -290,7 +290,8 @@ class Keeper:
 
     def _rows(self, unit: Unit) -> NDArray[np.int64]:
         rows_L = self._catalogue.faces_of(unit.video)
-        return rows_L[(self._catalogue.track_N[rows_L] == unit.track) & ~self._catalogue.corrupt_N[rows_L]]
+        is_of_it_L = (self._catalogue.track_N[rows_L] == unit.track) & ~self._catalogue.corrupt_N[rows_L]
+        return np.asarray(rows_L[is_of_it_L])
 
     def _place(self, unit: Unit) -> tuple[Store, str]:
         about = self._catalogue.videos[unit.video]
