@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,24 @@ def test_workers_share_what_is_missing_and_count_it_once(
     config, catalogue = configured(depth), Catalogue.read([str(data)])
     damaged = splits_of(catalogue, config, 0).train[0]
     left, made = tmp_path / "left", list[Unit]()
-    inner = Keeper._made
+    inner, looked, is_late = Keeper._made, Keeper._kept, False
 
     def noted(self: Keeper, unit: Unit, account: Any) -> Any:
         made.append(unit)
         return inner(self, unit, account)
 
     monkeypatch.setattr(Keeper, "_made", noted)
+
+    def looked_late(self: Keeper, unit: Unit, account: Any) -> Any:
+        """The second worker begins to look when the first could have made something."""
+        nonlocal is_late
+        deadline = time.monotonic() + 1.0
+        while is_late and time.monotonic() < deadline and not list((data / "clips").rglob("*.safetensors")):
+            time.sleep(0.01)
+        is_late = False
+        return looked(self, unit, account)
+
+    monkeypatch.setattr(Keeper, "_kept", looked_late)
 
     def gathered(context: Context, told: Path) -> None:
         made.clear()
@@ -111,6 +123,8 @@ def test_workers_share_what_is_missing_and_count_it_once(
         told.write_text(json.dumps({"made": made, "account": account, "sums": sums}))
 
     def work(context: Context) -> None:
+        nonlocal is_late
+        is_late = not context.leads
         cv2.setNumThreads(0)
         gathered(context, tmp_path / f"first-{context.rank}")
         context.barrier()
