@@ -19,7 +19,7 @@ from train.config import TrainConfig
 from train.context import Context
 from train.crops import CropReader
 from train.fused import REASONS, Clip, Extractor, Keeper, Unit
-from train.samplers import Key, Pool
+from train.samplers import Batches, Key, Pool, epoch_plan
 from unmask.console import say
 from unmask.depth import DepthEstimator
 from unmask.errors import UsageError
@@ -188,12 +188,13 @@ class FusedMaterial:
     def _unit(self, pool: Pool, unit: int, copy: int) -> Unit:
         return Unit(int(pool.video_U[unit]), int(self._catalogue.track_N[pool.faces[unit][0]]), copy)
 
-    def samples(self, pool: Pool, name: str, *, copies: int, seed: int) -> FusedSamples:
+    def samples(self, pool: Pool, name: str, *, videos: int, copies: int, seed: int) -> FusedSamples:
         """The samples of one split.
 
         Args:
             pool: Its videos' main tracks.
             name: Of the split.
+            videos: How many it has, with those that gave no usable face.
             copies: Augmented ones of each track, beside the track itself.
             seed: Of all random numbers.
 
@@ -221,26 +222,34 @@ class FusedMaterial:
             raise UsageError(f"no clip of the split {name} has a frame with a depth map ({_counts(masked)})")
         numbers = [unit for unit, _ in units]
         kept = Pool([pool.faces[n] for n in numbers], pool.video_U[numbers], pool.label_U[numbers])
-        batch = self._config.loop.batch
         self.report[name] = {
+            "videos": videos,
+            "videos_without_usable_face": videos - len(np.unique(pool.video_U)),
             "clips": len(units),
             "clips_left_out": left_out,
             # Of all clips, also of those left out: what is not masked is what there is to learn from.
             "frames": frames,
             "frames_masked": masked,
-            # The last batch of an epoch that takes every clip once begins the list again.
-            "clips_filled": -len(units) % batch if name == "train" else 0,
+            "clips_filled": self._filled(kept, seed) if name == "train" else 0,
         }
         tracks = [track for _, track in units]
         return FusedSamples(self._catalogue, self._reader, kept, self._config, self._preprocessing, tracks, seed=seed)
 
+    def _filled(self, pool: Pool, seed: int) -> int:
+        """How many samples of an epoch are there a second time, so that its last batch is as large as the others."""
+        plan = epoch_plan(pool, self._catalogue, self._config.data, seed=seed, epoch=0)
+        loop, workers = self._config.loop, self._context.workers
+        steps = Batches(plan, loop.batch, workers=workers, steps=loop.steps_per_epoch).steps
+        return max(steps * loop.batch * workers - len(plan), 0)
+
     def _track(self, pool: Pool, unit: int, copy: int) -> Track:
         rows_N = pool.faces[unit]
         rows_L, clip = self.keeper.track(*self._unit(pool, unit, copy))
-        catalogue = self._catalogue
-        least, taken = self._config.data.min_face_px, set(rows_N.tolist())
+        catalogue, data = self._catalogue, self._config.data
+        # A larger face beside it picks another main track, or none of this one's frames: evaluation sees them all.
+        taken = set((rows_L if data.frames_per_video is None else rows_N).tolist())
         why_not_L = [
-            None if row in taken else "face_too_small" if side < least else "not_taken"
+            "face_too_small" if side < data.min_face_px else None if row in taken else "not_taken"
             for row, side in zip(rows_L.tolist(), catalogue.side_px_N(rows_L).tolist(), strict=True)
         ]
         asked = catalogue.videos[pool.video_U[unit]].asked
@@ -248,7 +257,11 @@ class FusedMaterial:
 
     def told(self) -> dict[str, Any]:
         """The report: what was masked, left out and filled, and what keeping the features came to."""
-        return {**self.report, "kept_features": self.keeper.account.to_json()}
+        return {
+            "videos_without_face": Counter(video.reason for video in self._catalogue.faceless),
+            **self.report,
+            "kept_features": self.keeper.account.to_json(),
+        }
 
     def start(self, model: ForgeryModel) -> None:
         """Give a model the backbone that the features came from."""

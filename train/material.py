@@ -107,11 +107,13 @@ def _fused(
     """Clips of RGB and depth. Copies are made of what is trained on alone, after the split."""
     catalogue.check_covers(preprocessing)
     fused = FusedMaterial(catalogue, CropReader(catalogue, cache), config, preprocessing, context)
-    pools = {n: pool_of(catalogue, v, config, n) for n, v in (("train", splits.train), ("val", splits.val))}
-    copies = {"train": config.data.copies, "val": 0}
-    fused.share([(pool, copies[name]) for name, pool in pools.items()])
-    train = fused.samples(pools["train"], "train", copies=copies["train"], seed=seed)
-    val = fused.samples(pools["val"], "val", copies=copies["val"], seed=0)
+    parts = {"train": (splits.train, config.data.copies, seed), "val": (splits.val, 0, 0)}
+    pools = {name: pool_of(catalogue, videos, config, name) for name, (videos, _, _) in parts.items()}
+    fused.share([(pools[name], copies) for name, (_, copies, _) in parts.items()])
+    train, val = (
+        fused.samples(pools[name], name, videos=len(videos), copies=copies, seed=own)
+        for name, (videos, copies, own) in parts.items()
+    )
     if context.leads:
         say(str(fused.keeper.account))
     return Material(catalogue=catalogue, splits=splits, preprocessing=preprocessing, train=train, val=val, kept=fused)

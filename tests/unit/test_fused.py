@@ -48,6 +48,7 @@ SETTINGS = [
     "size_px=32", "depth_px=56", "copies=1", "epochs=2", "batch=8", "loader_workers=0",
     "fractions=[0.5,0.25,0.25]", "lr=1e-3",
 ]  # fmt: skip
+SMALL = (BOX[0], BOX[1], BOX[0] + 12, BOX[1] + 12)
 LARGE = (BOX[0] - 8, BOX[1] - 8, BOX[2] + 8, BOX[3] + 8)
 
 
@@ -74,10 +75,10 @@ def configured(depth: Path, *more: str) -> TrainConfig:
     return overridden(recipe("ffpp-fusion"), [*SETTINGS, f"input.depth={depth}", *more])
 
 
-def made(config: TrainConfig, data: Path) -> tuple[FusedMaterial, Catalogue]:
-    catalogue = Catalogue.read([str(data)])
+def made(config: TrainConfig, data: Path, *, workers: int = 1) -> tuple[FusedMaterial, Catalogue]:
+    catalogue, context = Catalogue.read([str(data)]), Context(device=CPU, workers=workers)
     preprocessing = config.input.preprocessing(config.model.backbone)
-    return FusedMaterial(catalogue, CropReader(catalogue), config, preprocessing, Context(device=CPU)), catalogue
+    return FusedMaterial(catalogue, CropReader(catalogue), config, preprocessing, context), catalogue
 
 
 def test_faces_are_padded_and_not_resized() -> None:
@@ -239,9 +240,37 @@ def test_missing_frames_are_masked_and_counted(data: Path, depth: Path) -> None:
     told = material.kept.told()
     clips = 2 * len(material.splits.train)
     assert told["train"] == {
-        "clips": clips, "clips_left_out": [], "frames": 6 * clips, "frames_masked": {"no_face": clips},
-        "clips_filled": -clips % 8,
+        "videos": clips // 2, "videos_without_usable_face": 0, "clips": clips, "clips_left_out": [],
+        "frames": 6 * clips, "frames_masked": {"no_face": clips}, "clips_filled": -clips % 8,
     }  # fmt: skip
+
+
+def test_what_gave_no_clip_is_counted_with_its_reason(depth: Path, tmp_path: Path) -> None:
+    """Videos without a face, without a usable one, small and damaged faces, and what fills an epoch's last batch."""
+    faces = {0: [BOX], 4: [SMALL], 12: [BOX]}
+    seen = {"corrupt": frozenset({8}), "missing": frozenset({10})}
+    clips = []
+    for n in range(4):
+        about = {"identity": [f"p{n}"]}
+        clips.append(Clip(video=f"real/{n}", faces=faces, columns={"label": 0, **about}, **seen))
+        clips += [Clip(video=f"fake/{n}-{k}", faces=faces, columns={"label": 1, **about}, **seen) for k in range(3)]
+    tiny = {frame: [SMALL] for frame in faces}
+    clips.append(Clip(video="tiny", faces=tiny, columns={"label": 0, "identity": ["p0", "p1", "p2", "p3"]}))
+    for name, reason in (("none", "no_face"), ("empty", "no_face"), ("lost", "not_a_video")):
+        clips.append(Clip(video=name, faces={}, status="failed", columns={"label": 0, "reason": reason}))
+    finished_run(Store(tmp_path / "faces"), clips, per_shard=20, margin=1.3)
+    config = configured(depth, "copies=0", "strategy=none", "draw=balanced", "batch=3", "fractions=[0.5,0.5,0]")
+    material, catalogue = made(config, tmp_path / "faces", workers=2)
+    pool = pool_of(catalogue, range(len(catalogue.videos)), config, "train")
+    samples = material.samples(pool, "train", videos=len(catalogue.videos), copies=0, seed=0)
+    told = material.told()
+    assert told["videos_without_face"] == {"no_face": 2, "not_a_video": 1}
+    assert told["train"] == {
+        "videos": 17, "videos_without_usable_face": 1, "clips": 16, "clips_left_out": [], "frames": 5 * 16,
+        "frames_masked": {"face_too_small": 16, "corrupt_frame": 16, "missing_frame": 16},
+        "clips_filled": 4,  # four reals and as many fakes, in threes on each of two workers
+    }  # fmt: skip
+    assert samples.tracks[0].valid_P.tolist() == [True, False, False, False, True]
 
 
 class Patchy(DepthEstimator):
@@ -265,7 +294,7 @@ def test_a_failed_map_is_masked_and_a_clip_without_any_is_left_out_and_named(
     extractor = material.keeper.extractor
     extractor.depth = Patchy(extractor.depth, {1, *range(5, 10)})
     pool = pool_of(catalogue, splits_of(catalogue, config, 0).train, config, "train")
-    samples = material.samples(pool, "train", copies=0, seed=0)
+    samples = material.samples(pool, "train", videos=len(pool), copies=0, seed=0)
     assert len(samples.pool) == len(pool) - 1
     assert samples.tracks[0].valid_P.tolist() == [True, False, True, False, True, True]
     assert material.report["train"]["frames_masked"] == {"depth_failed": 6, "no_face": len(pool)}
@@ -279,7 +308,11 @@ def test_a_failed_map_is_masked_and_a_clip_without_any_is_left_out_and_named(
     nothing.keeper.extractor.depth = Patchy(nothing.keeper.extractor.depth, set(range(1000)))
     with pytest.raises(UsageError, match=r"no clip of the split val has a frame with a depth map \(10 depth_failed"):
         nothing.samples(
-            pool_of(catalogue, splits_of(catalogue, config, 0).val[:2], config, "val"), "val", copies=0, seed=0
+            pool_of(catalogue, splits_of(catalogue, config, 0).val[:2], config, "val"),
+            "val",
+            videos=2,
+            copies=0,
+            seed=0,
         )
 
 
