@@ -68,6 +68,11 @@ def evaluate(
         int, typer.Option("--heatmaps", metavar="N", help="Test the heat maps of N faces, and show some.")
     ] = 0,
     aggregation: Aggregation = "confident",
+    depth_weights: Annotated[
+        str | None,
+        typer.Option("--depth-weights", metavar="NAME_OR_DIR", help="Of a model that takes depth maps: a name on the "
+                     "hub, or a folder [those on the hub that it was trained with]."),
+    ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", help="Draws of videos for the 95% intervals; 0 for none.")
     ] = 1000,
@@ -93,6 +98,7 @@ def evaluate(
         robustness=robustness,
         robustness_videos=robustness_videos,
         heatmaps=heatmaps,
+        depth=depth_weights,
     )
     document = write_evaluation(model, data, Store(out), split, device, how)
     if as_json:

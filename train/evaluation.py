@@ -75,6 +75,7 @@ def outcomes(
     batch: int,
     videos: Sequence[int] | None = None,
     change: Change | None = None,
+    depth: str | None = None,
     progress: Progress = lambda _: None,
 ) -> list[Outcome]:
     """Score videos with one model.
@@ -87,6 +88,7 @@ def outcomes(
         batch: Crops a pass.
         videos: Some of the selection's, by number in the catalogue; all of them by default.
         change: Done to the crops first.
+        depth: Weights of the depth maps, for a model that takes them; see `train.fused.fused`.
         progress: Told of each video.
 
     Raises:
@@ -97,7 +99,7 @@ def outcomes(
     preprocessing = member.description.preprocessing
     found = []
     if member.model.config.head == "fusion":
-        stream = fused(member, catalogue, reader, rows, changed=change is not None)
+        stream = fused(member, catalogue, reader, rows, depth=depth, changed=change is not None)
     else:
         stream = embedded(member.model, preprocessing, reader, rows, batch=batch, change=change)
     for number, features in zip(numbers, stream, strict=True):
@@ -230,11 +232,14 @@ def score_all(
     batch: int,
     videos: Sequence[int] | None = None,
     change: Change | None = None,
+    depth: str | None = None,
     progress: Progress = lambda _: None,
 ) -> tuple[list[Outcome], list[list[Outcome]]]:
     """Score videos with an ensemble: what it says, and what each member says. Arguments as in `outcomes`."""
     parts = [
-        outcomes(m, selection, reader, options, batch=batch, videos=videos, change=change, progress=progress)
+        outcomes(
+            m, selection, reader, options, batch=batch, videos=videos, change=change, depth=depth, progress=progress
+        )
         for m in ensemble.members
     ]
     return blended(parts, [member.weight for member in ensemble.members]), parts

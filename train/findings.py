@@ -46,6 +46,8 @@ class Examination:
     """At most so many videos are perturbed; 0 for all."""
     heatmaps: int = 0
     """Faces whose heat maps are tested."""
+    depth: str | None = None
+    """Weights of the depth maps, where a model takes them; see `train.fused.fused`."""
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("resamples", 0), ("seed", 0), ("robustness_videos", 0), ("heatmaps", 0)):
@@ -130,7 +132,9 @@ def examine(
 def _detection(
     ensemble: Ensemble, selection: Selection, reader: CropReader, how: Examination, progress: Callable[[int], None]
 ) -> Findings:
-    found, parts = score_all(ensemble, selection, reader, how.scoring, batch=how.batch, progress=progress)
+    found, parts = score_all(
+        ensemble, selection, reader, how.scoring, batch=how.batch, depth=how.depth, progress=progress
+    )
     _need_scores([o.score for o in found], how)
     robust = _robustness(ensemble, selection, reader, how, progress) if how.robustness else None
     main = _main(ensemble)
@@ -200,8 +204,9 @@ def _robustness(
             )  # fmt: skip
             return agreement(selection, said, resamples=how.resamples, seed=how.seed)
         found, _ = score_all(
-            ensemble, selection, reader, how.scoring, batch=how.batch, videos=sample, change=change, progress=progress
-        )
+            ensemble, selection, reader, how.scoring,
+            batch=how.batch, videos=sample, change=change, depth=how.depth, progress=progress,
+        )  # fmt: skip
         return measured_outcomes(selection, found, how.scoring, resamples=how.resamples, seed=how.seed)
 
     clean, rows = sweep(selection, measure, seed=how.seed)

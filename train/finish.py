@@ -1,9 +1,11 @@
 """What a run leaves: the best epoch as a calibrated checkpoint, and a summary."""
 
 import datetime as dt
+import hashlib
 import importlib.metadata
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -11,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.config import TrainConfig
 from train.fused_samples import FusedMaterial
 from train.validation import Validated
 from unmask import __version__
 from unmask.calibration import Calibration
 from unmask.checkpoints import Description, save
+from unmask.depth import is_published
 from unmask.errors import UsageError
 from unmask.provenance import USED, joined, used_digests
 from unmask.scoring import AGGREGATIONS, ScoringOptions
@@ -84,7 +88,7 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
         trained=True,
         provenance={
             "recipe": config.recipe,
-            "config": {**config.to_json(), "weights": Path(config.weights).name if config.weights else None},
+            "config": _without_folders(config).to_json(),
             "seed": training.run.seed,
             "epoch": row["epoch"],
             "validation": {k: row[f"val_{k}"] for k in validated.metrics},
@@ -94,6 +98,7 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
             "date": dt.datetime.now(dt.UTC).date().isoformat(),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "timm")},
             USED: joined([used_digests(splits), *([] if teachers is None else teachers.used())]),
+            **({} if config.weights is None else {"weights": _file(Path(config.weights))}),
             **({} if teachers is None else {"teachers": teachers.to_json()}),
             **(_depth(material.kept) if isinstance(material.kept, FusedMaterial) else {}),
         },
@@ -105,9 +110,37 @@ def keep_best(training: "Training", validated: Validated, row: dict[str, Any]) -
             shutil.move(whole, path)
 
 
+def _without_folders(config: TrainConfig) -> TrainConfig:
+    """What a published checkpoint may tell: files by their names, whatever folder of whose machine they lie in.
+
+    Which they were is told by digests: `weights`, `teachers` and `depth`.
+    """
+    teachers = tuple(Path(name).name for name in config.distill.teachers)
+    depth = config.input.depth if is_published(config.input.depth) else Path(config.input.depth).name
+    return replace(
+        config,
+        weights=Path(config.weights).name if config.weights else None,
+        distill=replace(config.distill, teachers=teachers),
+        input=replace(config.input, depth=depth),
+    )
+
+
+def _file(path: Path) -> str:
+    try:
+        with path.expanduser().open("rb") as file:
+            return f"file {path.name}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError:  # read at the start, and gone since
+        return f"file {path.name}"
+
+
 def _depth(kept: FusedMaterial) -> dict[str, Any]:
-    """Which depth maps it was trained on, and what was masked."""
-    return {"depth": kept.keeper.extractor.depth.to_json(), "clips": kept.told()}
+    """Which depth maps it was trained on, and what was masked; of clips that were left out, how many."""
+    told = kept.told()
+    clips = {
+        name: {**part, "clips_left_out": len(part["clips_left_out"])} if "clips_left_out" in part else part
+        for name, part in told.items()
+    }
+    return {"depth": kept.keeper.extractor.depth.to_json(), "clips": clips}
 
 
 def _lookup(training: "Training") -> dict[str, float]:

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from train.crops import CropReader
 from train.embedding import Embedded
 from train.ensemble import Member
 from unmask.console import say
-from unmask.depth import DepthEstimator, as_rgb
+from unmask.depth import DepthEstimator, as_rgb, is_published
 from unmask.errors import DamagedError, StorageError, UsageError
 from unmask.models import ForgeryModel
 from unmask.storage import Store
@@ -396,7 +397,13 @@ def _since(began: float) -> float:
 
 
 def fused(
-    member: Member, catalogue: Catalogue, reader: CropReader, videos: Sequence[NDArray[np.int64]], *, changed: bool
+    member: Member,
+    catalogue: Catalogue,
+    reader: CropReader,
+    videos: Sequence[NDArray[np.int64]],
+    *,
+    depth: str | None = None,
+    changed: bool,
 ) -> Iterator[Embedded]:
     """As `train.embedding.embedded`, for a model with a fusion head: features of RGB and depth, kept.
 
@@ -405,15 +412,19 @@ def fused(
         catalogue: All faces.
         reader: Of the crops.
         videos: Of each video, the numbers of its faces, in order of time.
+        depth: Weights of the depth maps, as `DepthEstimator.load` takes them; by default those on the hub that the
+            model says it was trained with.
         changed: Whether somebody wants the crops perturbed.
 
     Raises:
-        UsageError: So it is; or the model does not say which depth maps it was trained on.
+        UsageError: So it is; or the model does not say which depth maps it was trained on, or they lay in a folder and
+            none is given.
         ModelError: The depth weights cannot be had, or are others now.
     """
     if changed:
         raise UsageError(f"{member.name} takes depth maps, which are kept for clean crops: leave out --robustness")
-    keeper = Keeper(catalogue, reader, Extractor(member.model, member.description.preprocessing, _depth_of(member)))
+    estimator = _depth_of(member, depth)
+    keeper = Keeper(catalogue, reader, Extractor(member.model, member.description.preprocessing, estimator))
     for rows_N in videos:
         features_NE = np.full((len(rows_N), member.model.frame_dim), np.nan, np.float32)
         whole_N, failed = np.zeros(len(rows_N), np.bool_), set[int]()
@@ -428,16 +439,22 @@ def fused(
     say(str(keeper.account))
 
 
-def _depth_of(member: Member) -> DepthEstimator:
+def _depth_of(member: Member, given: str | None) -> DepthEstimator:
     provenance = member.description.provenance
     try:
         config, wanted = TrainConfig.from_json(provenance["config"]), provenance["depth"]["sha256"]
     except (KeyError, TypeError, UsageError) as error:
         raise UsageError(f"{member.given} does not say which depth maps it was trained on ({error})") from None
-    device = next(member.model.parameters()).device
-    depth = DepthEstimator.load(config.input.depth, device=device, size_px=config.input.depth_px)
+    name = given or config.input.depth
+    if given is None and not is_published(name):
+        raise UsageError(
+            f"{member.given} was trained with depth weights of a folder called {Path(name).name}: give --depth-weights "
+            "DIR, the folder that holds them"
+        )
+    depth = DepthEstimator.load(name, device=next(member.model.parameters()).device, size_px=config.input.depth_px)
     if depth.sha256 != wanted:
         raise UsageError(
-            f"the depth weights {depth.name} are others than {member.given} was trained with: put them back"
+            f"the depth weights {depth.name} are others than {member.given} was trained with: give --depth-weights "
+            "NAME_OR_DIR, those that it was trained with"
         )
     return depth

@@ -113,7 +113,8 @@ class Project:
         with TemporaryDirectory() as scratch:
             model = self._local(name, Path(scratch))
             place = run_folder(self.store.uri, EVALUATION)
-            show_evaluation(write_evaluation([str(model)], list(self.data), place, "unseen", device, Examination()))
+            how = Examination(depth=self.config.input.depth)
+            show_evaluation(write_evaluation([str(model)], list(self.data), place, "unseen", device, how))
         return None
 
     def _compare(self, device: str) -> None:

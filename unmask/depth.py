@@ -23,7 +23,7 @@ from unmask.backbones import hub_reachable
 from unmask.errors import ModelError, Reason, UsageError
 from unmask.transforms import Preprocessing, to_tensor
 
-__all__ = ["DEPTH_MODEL", "RANDOM", "DepthEstimator", "as_rgb"]
+__all__ = ["DEPTH_MODEL", "RANDOM", "DepthEstimator", "as_rgb", "is_published"]
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,13 @@ class DepthEstimator:
         return {"sha256": self.sha256, "size_px": self._input.size_px}
 
 
+def is_published(name: str) -> bool:
+    """Whether weights are called as on the hub, or `RANDOM`, and not by a folder of one's own."""
+    path = Path(name).expanduser()
+    is_path = path.is_dir() or path.is_absolute() or name.startswith(".")
+    return name == RANDOM or (name.count("/") == 1 and not is_path)
+
+
 def as_rgb(map_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A map in three equal channels, uint8 (H, W, 3), as a backbone takes it (S4)."""
     return np.repeat(map_HW[..., None], 3, 2)
@@ -116,7 +123,7 @@ def _pretrained(name: str) -> nn.Module:
 
     folder = Path(name).expanduser()
     is_local = folder.is_dir()
-    if not is_local and (folder.is_absolute() or name.startswith(".") or name.count("/") != 1):
+    if not is_local and not is_published(name):
         raise ModelError(
             Reason.MISSING_FILE,
             f"there is no folder {name} with depth weights: name one that holds config.json and model.safetensors, or "

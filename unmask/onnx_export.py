@@ -106,12 +106,20 @@ def write_onnx(path: Path, model: ForgeryModel, description: Description) -> Non
         )
     scoring = Scoring(model, description).eval()
     program = _translated(scoring, _example(scoring, description), clips=model.is_temporal, name=description.name)
+    _forget_folders(program.model)
     program.model.metadata_props[_KEY] = json.dumps(description.to_json(), sort_keys=True)
     try:
         with replacing(path) as beside:
             program.save(str(beside))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _forget_folders(model: Any) -> None:
+    """Leave out from which lines of which files each operation came, with the folders that they lie in."""
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def _example(scoring: Scoring, description: Description) -> tuple[Tensor, ...]:

@@ -184,7 +184,10 @@ def test_a_student_by_the_command(data: str, tmp_path: Path) -> None:
     assert [said.partition(" ")[0] for said in found["caveats"]] == ["first", "second"]
     assert found["auc_lost"] == both["metrics"]["auc"]["value"] - student["metrics"]["auc"]["value"]
     assert both["metrics"]["auc"]["value"] == pytest.approx(together(data, tmp_path / "out", paths))
-    said = describe(tmp_path / "out" / "model.safetensors").provenance["teachers"]
+    provenance = describe(tmp_path / "out" / "model.safetensors").provenance
+    assert str(tmp_path) not in json.dumps(provenance)
+    assert provenance["config"]["distill"]["teachers"] == ["first.safetensors:0.75", "second.safetensors:0.25"]
+    said = provenance["teachers"]
     assert said == [
         {"name": path.stem, "sha256": describe(path).sha256, "weight": weight}
         for path, weight in zip(paths, (0.75, 0.25), strict=True)

@@ -30,7 +30,7 @@ from train.recipes import recipe
 from train.samplers import Batches, Key, epoch_plan
 from train.selection import select
 from train.splits import splits_of
-from unmask.checkpoints import Description, save
+from unmask.checkpoints import Description, describe, save
 from unmask.depth import DepthEstimator, as_rgb
 from unmask.errors import ModelError, Reason, StorageError, UsageError
 from unmask.models import ForgeryModel, build
@@ -385,21 +385,38 @@ def test_from_crops_to_an_evaluation_by_two_commands(data: Path, depth: Path, tm
     document = json.loads((out / "evaluation" / "evaluation.json").read_text())
     assert document["results"]["overall"]["video"]["metrics"]["auc"]["value"] is not None
     model = out / "model.safetensors"
-    result = run(evaluate.app, "--model", model, "--data", data, "--split", "unseen", "--out", tmp_path / "e")
+    unseen = ("--model", model, "--data", data, "--split", "unseen", "--out", tmp_path / "e")
+    command = (*unseen, "--depth-weights", depth)
+    result = run(evaluate.app, *command)
     assert result.exit_code == 0, result.output
     assert "features of 4 clips: 4 kept, 0 made" in " ".join(result.stderr.split())
     again = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert again["videos"] == document["videos"]
-    result = run(evaluate.app, "--model", model, "--data", data, "--split", "unseen", "--out", tmp_path / "e",
-                 "--robustness")  # fmt: skip
+    result = run(evaluate.app, *command, "--robustness")
     assert result.exit_code == 2
     assert "which are kept for clean crops: leave out --robustness" in " ".join(result.stderr.split())
     weights = depth / "model.safetensors"
     moved = weights.rename(tmp_path / "gone")
-    result = run(evaluate.app, "--model", model, "--data", data, "--split", "unseen", "--out", tmp_path / "e")
+    result = run(evaluate.app, *command)
     moved.rename(weights)
     assert result.exit_code == 2
     assert "holds no depth network in safetensors" in " ".join(result.stderr.split())
+
+    # Of the machine it was trained on the checkpoint tells neither folders nor videos.
+    told = describe(model).provenance
+    assert told["config"]["input"]["depth"] == depth.name
+    said = json.dumps(told)
+    assert str(tmp_path) not in said
+    assert str(depth.parent) not in said
+    assert str(data.parent) not in said
+    assert told["clips"]["train"]["clips_left_out"] == 0
+    result = run(evaluate.app, *unseen)
+    assert result.exit_code == 2
+    says = f"was trained with depth weights of a folder called {depth.name}: give --depth-weights DIR, the folder"
+    assert says in " ".join(result.stderr.split())
+    result = run(evaluate.app, *unseen, "--depth-weights", "random")
+    assert result.exit_code == 2
+    assert "the depth weights random are others than" in " ".join(result.stderr.split())
 
 
 def test_a_video_with_every_frame_masked_is_evaluated_as_one_without_a_score(
@@ -419,7 +436,8 @@ def test_a_video_with_every_frame_masked_is_evaluated_as_one_without_a_score(
             whole = bytearray(path.read_bytes())
             whole[row["crop_offset"] : row["crop_offset"] + 64] = bytes(64)
             path.write_bytes(bytes(whole))
-    arguments = ("--model", out / "model.safetensors", "--data", data, "--split", "unseen", "--out", tmp_path / "e")
+    arguments = ("--model", out / "model.safetensors", "--data", data, "--split", "unseen", "--out", tmp_path / "e",
+                 "--depth-weights", depth)  # fmt: skip
     result = run(evaluate.app, *arguments)
     assert result.exit_code == 0, result.output
     assert "5 crop_damaged" in " ".join(result.stderr.split())

@@ -54,6 +54,7 @@ def test_scores_of_frames_are_the_same(config: dict[str, Any], tmp_path: Path) -
     write_onnx(tmp_path / "m.onnx", model, description)
     exported = OnnxModel(tmp_path / "m.onnx")
     assert exported.description == description
+    assert b'File "' not in (tmp_path / "m.onnx").read_bytes()  # nor in which folder each operation's code lies
     assert not exported.takes_clips
     for count in (1, 5):
         given = pixels(count)

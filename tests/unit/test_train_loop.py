@@ -1,5 +1,6 @@
 """The loop in one process: it learns, it resumes exactly, it says what is wrong. Real crops, a real small network."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,22 @@ def test_it_learns_and_leaves_a_calibrated_checkpoint(data: Path, tmp_path: Path
     left = [training.material.catalogue.videos[n].about for n in training.material.splits.test]
     assert len(overlap(description.provenance, used).seen) == len(used)
     assert not overlap(description.provenance, left)
+
+
+def test_a_checkpoint_tells_files_by_name_and_digest_and_never_their_folder(data: Path, tmp_path: Path) -> None:
+    small = ("epochs=1", "compare=false", "strategy=none", "batch=8", "save_every_steps=1")
+    trained(configured("celebdf-mobilenet", *small), data, tmp_path / "first")
+    weights = tmp_path / "first" / BEST
+    config = configured("celebdf-mobilenet", *small, f"weights={weights}")
+    killed_at(config, data, tmp_path / "second", saves=1)
+    trained(config, data, tmp_path / "second")  # goes on
+    provenance = describe(tmp_path / "second" / BEST).provenance
+    assert provenance["weights"] == f"file {BEST}, sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()}"
+    assert provenance["config"]["weights"] == BEST
+    said = json.dumps(provenance)
+    assert str(tmp_path) not in said
+    assert str(data.parent) not in said
+    assert TrainConfig.from_json(provenance["config"]).data == config.data
 
 
 class Killed(Exception):
