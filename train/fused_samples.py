@@ -18,7 +18,8 @@ from train.clips import Batch, Samples
 from train.config import TrainConfig
 from train.context import Context
 from train.crops import CropReader
-from train.fused import REASONS, Clip, Extractor, Keeper, Unit
+from train.extractor import REASONS, Clip, Extractor
+from train.keeper import Keeper, Unit
 from train.samplers import Batches, Key, Pool, epoch_plan
 from unmask.console import say
 from unmask.depth import DepthEstimator

@@ -22,7 +22,7 @@ from train.context import Context
 from train.crops import CropReader
 from train.ensemble import Ensemble
 from train.evaluation import outcomes
-from train.fused import DAMAGED, GOOD, NO_DEPTH, padded
+from train.extractor import DAMAGED, GOOD, NO_DEPTH, padded
 from train.fused_samples import FusedMaterial, FusedSamples, Track
 from train.loop import Training
 from train.material import Material, pool_of
@@ -549,7 +549,15 @@ def test_what_is_validated_are_the_windows_of_evaluation(
     monkeypatch.setattr(ForgeryModel, "clip_logits", watched)
     selection = select(material.catalogue, "all", Ensemble(()))
     (member,) = Ensemble.load([str(path)]).members
-    outcomes(member, selection, CropReader(material.catalogue), ScoringOptions(), batch=8, videos=pool.video_U.tolist())
+    outcomes(
+        member,
+        selection,
+        CropReader(material.catalogue),
+        ScoringOptions(),
+        batch=8,
+        depth=str(depth),
+        videos=pool.video_U.tolist(),
+    )
     assert len(seen) == 5 * len(pool)
     assert set(seen) == drawn
 

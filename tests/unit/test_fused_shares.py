@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from tests.depths import tiny_depth
 from tests.products import BOX, Clip, faked, finished_run
 from tests.workers import in_two_processes
-from train import fused
+from train import extractor as extracting
+from train import keeper as keeping
 from train.augment import Picture
 from train.catalogue import Catalogue
 from train.config import TrainConfig, overridden
 from train.context import Context
 from train.crops import CropReader
-from train.fused import DAMAGED, GOOD, Keeper, Unit, shares
+from train.extractor import DAMAGED, GOOD
 from train.fused_samples import FusedMaterial, FusedSamples
+from train.keeper import Keeper, Unit, shares
 from train.material import Material
 from train.recipes import recipe
 from train.splits import splits_of
@@ -189,7 +191,7 @@ def test_a_long_track_made_part_by_part_is_what_it_is_made_at_once(
     keeper = keeper_of(configured(depth, f"augment.strategy={strategy}"), long)
     found: dict[int, list[NDArray[np.float16]]] = {}
     for part in (16, 1000):
-        monkeypatch.setattr(fused, "_PART", part)
+        monkeypatch.setattr(keeping, "_PART", part)
         clips = [keeper.track(0, 0, copy)[1] for copy in range(4)]
         assert all(clip.state_L.tolist() == [GOOD] * 29 + [DAMAGED] + [GOOD] * 10 for clip in clips)
         found[part] = [clip.features_LE for clip in clips]
@@ -200,8 +202,8 @@ def test_a_long_track_made_part_by_part_is_what_it_is_made_at_once(
 
 
 def test_no_more_pictures_are_held_than_a_part_has(long: Path, depth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fused._PART <= 64
-    assert fused._PART % fused._BATCH == 0
+    assert keeping._PART <= 64
+    assert keeping._PART % extracting._BATCH == 0
     held: list[weakref.ref[NDArray[np.uint8]]] = []
     most = reads = 0
     inner = CropReader.picture
@@ -216,7 +218,7 @@ def test_no_more_pictures_are_held_than_a_part_has(long: Path, depth: Path, monk
     monkeypatch.setattr(CropReader, "picture", counted)
     keeper = keeper_of(configured(depth), long)
     for part, times in ((16, 2), (64, 1)):
-        monkeypatch.setattr(fused, "_PART", part)
+        monkeypatch.setattr(keeping, "_PART", part)
         gc.collect()
         held, most, reads = [], 0, 0
         keeper.track(0, 0)
