@@ -106,7 +106,7 @@ def test_every_command_about_fusion_students_and_onnx_works(tmp_path: Path) -> N
         if line[:2] == ["unmask", "train"] and "out/detector" in line and "--out" in line:
             run(small(line), tmp_path, 600)
     found = commands("fusion.md")
-    assert len(found) == 7
+    assert len(found) == 8
     settings = [part for each in SMALL if not each.startswith("compare") for part in ("--set", each)]
     for command in found:
         run([*command, *settings] if command[1] == "train" else command, tmp_path, 600)
