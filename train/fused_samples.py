@@ -21,7 +21,6 @@ from train.crops import CropReader
 from train.extractor import REASONS, Clip, Extractor
 from train.keeper import Keeper, Unit
 from train.samplers import Batches, Key, Pool, epoch_plan
-from unmask.console import say
 from unmask.depth import DepthEstimator
 from unmask.errors import UsageError
 from unmask.models import ForgeryModel, build
@@ -155,6 +154,10 @@ class FusedMaterial:
     Raises:
         UsageError: The extra `depth` is not installed.
         ModelError: The weights of the backbone or of the depth network cannot be had.
+
+    Attributes:
+        report: What became of each split's clips, as JSON can say it.
+        notes: What a person should be told, in sentences.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class FusedMaterial:
         extractor = Extractor(self.model, preprocessing, depth)
         self.keeper = Keeper(catalogue, reader, extractor, config.augment.strategy)
         self.report: dict[str, Any] = {}
+        self.notes: list[str] = []
 
     def share(self, pools: Sequence[tuple[Pool, int]]) -> None:
         """Make what is missing of the features of some pools, each with its number of copies, among all workers.
@@ -216,9 +220,11 @@ class FusedMaterial:
                     units.append((unit, track))
                 else:
                     left_out.append(f"{self._catalogue.videos[pool.video_U[unit]].key} copy {copy}")
-        if left_out and self._context.leads:
+        if left_out:
             many = f"{len(left_out):,} clips of {name} are" if len(left_out) > 1 else f"a clip of {name} is"
-            say(f"{many} left out, such as {left_out[0]}: every frame of it is masked ({_counts(masked)})")
+            self.notes.append(
+                f"{many} left out, such as {left_out[0]}: every frame of it is masked ({_counts(masked)})"
+            )
         if not units:
             raise UsageError(f"no clip of the split {name} has a frame with a depth map ({_counts(masked)})")
         numbers = [unit for unit, _ in units]

@@ -16,7 +16,6 @@ from train.fused_samples import FusedMaterial
 from train.kept import KeptFeatures
 from train.samplers import Pool
 from train.splits import Splits, splits_of
-from unmask.console import say
 from unmask.errors import UsageError
 from unmask.transforms import Preprocessing
 
@@ -34,6 +33,8 @@ class Material:
     val: Samples
     kept: KeptFeatures | FusedMaterial | None
     """Features in place of crops."""
+    notes: tuple[str, ...] = ()
+    """What a person should be told, in sentences."""
 
     @classmethod
     def of(
@@ -114,9 +115,10 @@ def _fused(
         fused.samples(pools[name], name, videos=len(videos), copies=copies, seed=own)
         for name, (videos, copies, own) in parts.items()
     )
-    if context.leads:
-        say(str(fused.keeper.account))
-    return Material(catalogue=catalogue, splits=splits, preprocessing=preprocessing, train=train, val=val, kept=fused)
+    notes = (*fused.notes, str(fused.keeper.account))
+    return Material(
+        catalogue=catalogue, splits=splits, preprocessing=preprocessing, train=train, val=val, kept=fused, notes=notes
+    )
 
 
 def _strategy_of(config: TrainConfig, preprocessing: Preprocessing, *, trains: bool) -> Strategy | None:

@@ -67,6 +67,8 @@ def train_all(task: Task, context: Context, say: Callable[[str], None]) -> None:
             material = Material.of(catalogue, run.config, seed=run.seed, cache=cache, context=context)
             if run is todo[0] and context.leads:
                 say(material.splits.describe())
+            for note in material.notes if context.leads else ():
+                say(note)
             folder = run_folder(task.out, run.name)
             Training(run, material, folder, context, say=say, loader_workers=_loaders(run.config, context)).fit()
 

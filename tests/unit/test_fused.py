@@ -286,9 +286,7 @@ class Patchy(DepthEstimator):
         return [None if first + n in self.fails else each for n, each in enumerate(found)]
 
 
-def test_a_failed_map_is_masked_and_a_clip_without_any_is_left_out_and_named(
-    data: Path, depth: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_map_is_masked_and_a_clip_without_any_is_left_out_and_named(data: Path, depth: Path) -> None:
     config = configured(depth)
     material, catalogue = made(config, data)
     extractor = material.keeper.extractor
@@ -302,7 +300,7 @@ def test_a_failed_map_is_masked_and_a_clip_without_any_is_left_out_and_named(
     assert material.report["train"]["frames"] == 6 * len(pool) == learnt + 6 + len(pool)
     name = catalogue.videos[pool.video_U[1]].key
     assert material.report["train"]["clips_left_out"] == [f"{name} copy 0"]
-    said = " ".join(capsys.readouterr().err.split())
+    (said,) = material.notes
     assert f"a clip of train is left out, such as {name} copy 0: every frame of it is masked (6 depth_failed" in said
     nothing, _ = made(overridden(config, ["depth_px=70"]), data)
     nothing.keeper.extractor.depth = Patchy(nothing.keeper.extractor.depth, set(range(1000)))
@@ -380,6 +378,7 @@ def test_from_crops_to_an_evaluation_by_two_commands(data: Path, depth: Path, tm
     out = tmp_path / "out"
     result = run(fit.app, "--recipe", "ffpp-fusion", "--data", data, "--out", out, "--device", "cpu", *sets)
     assert result.exit_code == 0, result.output
+    assert "made in" in " ".join(result.stderr.split())
     told = json.loads((out / "seed-0" / "clips.json").read_text())
     assert told["kept_features"]["made"] == told["kept_features"]["clips"] > 0
     document = json.loads((out / "evaluation" / "evaluation.json").read_text())
