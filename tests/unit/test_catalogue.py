@@ -13,7 +13,7 @@ import pytest
 from pipelines.config import CropOptions
 from tests.products import BOX, Clip, finished_run
 from tests.recut import recut
-from train.catalogue import Catalogue
+from train.catalogue import AskedFrames, Catalogue
 from unmask.errors import StorageError, UsageError
 from unmask.faces import cut_corners, enlarge
 from unmask.products import Products
@@ -124,6 +124,12 @@ def test_the_frames_that_were_asked_for_are_known(tmp_path: Path) -> None:
     assert video.asked.places_of(catalogue.frame_N).tolist() == [1, 3]
     said = [(video.key, video.reason, video.message) for video in catalogue.faceless]
     assert said == [("run/none", "no_face", "No face was found."), ("run/lost", "not_a_video", "It is text.")]
+
+
+def test_a_frame_that_was_asked_for_twice_has_its_first_place() -> None:
+    asked = AskedFrames(np.array([4, 8, 8, -1, -1], np.int32), np.arange(5.0), {3: "missing_frame", 4: "missing_frame"})
+    assert asked.places_of(np.array([8, 4], np.int32)).tolist() == [1, 0]
+    assert len(asked) == 5
 
 
 def test_a_dataset_of_an_earlier_version_is_refused(tmp_path: Path) -> None:

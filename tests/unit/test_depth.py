@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.depths import tiny_depth
 from tests.heads import head
-from unmask.depth import DepthEstimator, as_rgb
+from unmask.depth import DepthEstimator, as_rgb, is_published
 from unmask.errors import ModelError, UsageError
 
 FORMAT = {"format": "pt"}
@@ -20,6 +20,13 @@ FORMAT = {"format": "pt"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_depth(tmp_path_factory.mktemp("depth") / "tiny")
+
+
+def test_names_on_the_hub_are_told_from_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "weights").mkdir(parents=True)
+    names = ("depth-anything/Small-hf", "random", "my/weights", "./my/other", str(tmp_path / "x"), "weights", "a/b/c")
+    assert [is_published(name) for name in names] == [True, True, False, False, False, False, False]
 
 
 def test_maps_have_the_size_of_their_crops_and_all_levels(folder: Path) -> None:

@@ -49,6 +49,7 @@ SETTINGS = [
     "fractions=[0.5,0.25,0.25]", "lr=1e-3",
 ]  # fmt: skip
 SMALL = (BOX[0], BOX[1], BOX[0] + 12, BOX[1] + 12)
+HUGE = (20.0, 20.0, 300.0, 220.0)
 LARGE = (BOX[0] - 8, BOX[1] - 8, BOX[2] + 8, BOX[3] + 8)
 
 
@@ -270,7 +271,25 @@ def test_what_gave_no_clip_is_counted_with_its_reason(depth: Path, tmp_path: Pat
         "frames_masked": {"face_too_small": 16, "corrupt_frame": 16, "missing_frame": 16},
         "clips_filled": 4,  # four reals and as many fakes, in threes on each of two workers
     }  # fmt: skip
+    longer, _ = made(overridden(config, ["steps_per_epoch=5"]), tmp_path / "faces", workers=2)
+    longer.samples(pool, "train", videos=len(catalogue.videos), copies=0, seed=0)
+    assert longer.report["train"]["clips_filled"] == 5 * 6 - 8
     assert samples.tracks[0].valid_P.tolist() == [True, False, False, False, True]
+
+
+def test_faces_beside_larger_ones_are_seen_and_frames_that_are_passed_over_are_said(
+    depth: Path, tmp_path: Path
+) -> None:
+    """Evaluation sees a face whichever is the largest in its frame; so does training."""
+    both = {frame: [BOX] if frame % 8 else [BOX, HUGE] for frame in range(0, 40, 4)}
+    finished_run(Store(tmp_path / "faces"), [Clip(video="v", faces=both, columns={"label": 0})], margin=1.3)
+
+    for settings, valid, masked in (((), 10, {}), (("frames_per_video=4",), 2, {"not_taken": 8})):
+        config = configured(depth, *settings)
+        material, catalogue = made(config, tmp_path / "faces")
+        pool = pool_of(catalogue, [0], config, "train")
+        (track,) = material.samples(pool, "train", videos=1, copies=0, seed=0).tracks
+        assert (int(track.valid_P.sum()), track.masked) == (valid, masked)
 
 
 class Patchy(DepthEstimator):
@@ -440,6 +459,8 @@ def test_a_video_with_every_frame_masked_is_evaluated_as_one_without_a_score(
     result = run(evaluate.app, *arguments)
     assert result.exit_code == 0, result.output
     assert "5 crop_damaged" in " ".join(result.stderr.split())
+    page = (tmp_path / "e" / "evaluation.json").read_text()
+    assert "Damaged crops, whose frames count as frames that could not be seen: 5." in page
     rows = {row["video"]: row for row in json.loads((tmp_path / "e" / "evaluation.json").read_text())["videos"]}
     # Five frames are damaged, and no face is in the sixth.
     assert (rows[lost.key]["status"], rows[lost.key]["score"]) == ("unscored", None)
@@ -458,6 +479,7 @@ def test_a_video_with_every_frame_masked_is_evaluated_as_one_without_a_score(
     save_file(tensors, file)
     result = run(evaluate.app, *arguments)
     assert "5 depth_failed" in " ".join(result.stderr.split())
+    assert "Damaged crops" not in (tmp_path / "e" / "evaluation.json").read_text()
     document = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert {(row["status"], row["reason"]) for row in document["videos"]} == {
         ("scored", None), ("unscored", "depth_failed")

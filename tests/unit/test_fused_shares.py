@@ -93,7 +93,7 @@ def test_shares_are_balanced_by_faces_and_always_the_same() -> None:
 def test_workers_share_what_is_missing_and_count_it_once(
     data: Path, depth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, catalogue = configured(depth), Catalogue.read([str(data)])
+    config, catalogue = configured(depth, "copies=2"), Catalogue.read([str(data)])
     damaged = splits_of(catalogue, config, 0).train[0]
     left, made = tmp_path / "left", list[Unit]()
     inner, looked, is_late = Keeper._made, Keeper._kept, False
@@ -133,7 +133,7 @@ def test_workers_share_what_is_missing_and_count_it_once(
         if context.leads:
             video = catalogue.videos[damaged].about.video.removeprefix("faces/")
             for n, path in enumerate(sorted((data / "clips").rglob("*.safetensors"))):
-                if n % 3 == 0 or path.as_posix().endswith((f"/{video}-0-0.safetensors", f"/{video}-0-1.safetensors")):
+                if n % 3 == 0 or path.as_posix().endswith(tuple(f"/{video}-0-{k}.safetensors" for k in range(3))):
                     path.unlink()
             damage(catalogue, catalogue.videos[damaged].rows.start)
             left.write_text(str(len(list((data / "clips").rglob("*.safetensors")))))
@@ -158,10 +158,10 @@ def test_workers_share_what_is_missing_and_count_it_once(
         assert (worker["account"]["made"], worker["account"]["from_cache"]) == (missing, found)
         assert worker["account"]["hit_rate"] == pytest.approx(found / len(every))
         assert worker["account"] == again[0]["account"]
-        assert worker["account"]["faces_masked"] == {"crop_damaged": 2}
-    # Nothing is kept of a clip with a damaged crop, here one and its copy: each makes it, and it counts once.
+        assert worker["account"]["faces_masked"] == {"crop_damaged": 3}
+    # Nothing is kept of a clip with a damaged crop, here one and its copies: each makes it, and it counts once.
     remade = [tuple(unit) for worker in again for unit in worker["made"]]
-    assert {unit for unit in remade if remade.count(unit) == 2} == {(damaged, 0, 0), (damaged, 0, 1)}
+    assert {unit for unit in remade if remade.count(unit) == 2} == {(damaged, 0, copy) for copy in range(3)}
     assert len(set(remade)) == missing
 
     monkeypatch.undo()

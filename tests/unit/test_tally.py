@@ -299,6 +299,17 @@ def test_why_there_is_nothing_to_score(seen: list[Faces | Reason], status: Statu
     assert result.frames.received == len(seen)
 
 
+def test_no_face_is_said_of_the_frames_that_were_seen_alone() -> None:
+    some, every = (
+        scored(tally(), frames(faces(), *lost), features(0), at_once=1).error
+        for lost in ([Reason.CORRUPT_FRAME, Reason.MISSING_FRAME], [faces(), faces()])
+    )
+    assert some is not None
+    assert every is not None
+    assert "No face was found in 1 frames of a.mp4; the other 2 are damaged or missing; sample more" in some.message
+    assert "No face was found in 3 frames of a.mp4; sample more" in every.message
+
+
 def test_a_failure_keeps_the_account_so_far() -> None:
     judge = tally()
     for frame in frames(faces(100), Reason.CORRUPT_FRAME):
