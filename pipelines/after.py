@@ -112,14 +112,17 @@ def unmade_masks(store: Store, originals: Originals) -> list[int]:
 
 def _are_current(store: Store, shard: int, originals: Originals) -> bool:
     record = _mask_record(store, shard)
-    return "count" in record and record["of"] == followed(store, shard, originals)
+    return "count" in record and record.get("of") == followed(store, shard, originals)
 
 
 def _mask_record(store: Store, shard: int) -> dict[str, Any]:
     """`of`: what the masks follow; `count`: as `MaskCount`, once they are made. Empty where none were begun."""
     name = _mask_file(shard)
-    record: dict[str, Any] = json.loads(store.read(name)) if store.exists(name) else {}
-    return record
+    try:
+        record = json.loads(store.read(name)) if store.exists(name) else {}
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _mask_file(shard: int) -> str:

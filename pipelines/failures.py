@@ -13,11 +13,16 @@ def own_error(error: BaseException) -> UnmaskError | None:
     Returns:
         As it was raised there; None where there is none: a process died, or what it raised is not ours.
     """
-    found: BaseException | None = error
-    while found is not None and not _is_ours(found):
-        found = next(_within(found), None)
-    assert found is None or isinstance(found, UnmaskError)
-    return found
+    waiting, seen = [error], set[int]()
+    while waiting:
+        found = waiting.pop(0)
+        if _is_ours(found):
+            assert isinstance(found, UnmaskError)
+            return found
+        if id(found) not in seen:
+            seen.add(id(found))
+            waiting += _within(found)
+    return None
 
 
 def _is_ours(error: BaseException) -> bool:

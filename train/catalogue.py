@@ -352,12 +352,15 @@ def _asked(store: Store, videos: pa.Table) -> Iterator[AskedFrames]:
 
     Raises:
         UsageError: An earlier version of Unmask wrote the table: it did not keep them.
+        StorageError: Those of a video are missing.
     """
     if not {*_LISTS} <= {*videos.column_names}:
         raise UsageError(
             f"{store.shown} was preprocessed by an earlier version of Unmask, which did not keep the frames that it "
             "looked at; preprocess again, into another folder"
         )
+    if any(videos[name].null_count for name in _LISTS):
+        raise StorageError(f"{store.shown} does not list the frames of all videos; preprocess again")
     frames, times_s, reasons = (videos[name].combine_chunks() for name in _LISTS)
     for frame_A, pts_s_A, why in zip(frames, times_s, reasons, strict=True):
         yield AskedFrames(

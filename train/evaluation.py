@@ -125,12 +125,17 @@ def _outcome(
         raise ModelError(
             Reason.INTERNAL, f"{member.given} cannot score {key} ({error}): it diverged in training; choose another"
         ) from error
+    status, reason = score.status, None if score.error is None else score.error.code
+    damaged = int((~features.whole_N).sum()) - len(features.depth_failed)
+    if damaged and reason in (Reason.NO_FACE, Reason.NO_USABLE_FACE):
+        # There were faces that count, and their crops cannot be read: that is not the same as none.
+        status, reason = Status.FAILED, Reason.CORRUPT_FRAME
     return Outcome(
         video=number,
-        status=score.status,
+        status=status,
         score=score.score,
         verdict=score.verdict,
-        reason=None if score.error is None else str(score.error.code),
+        reason=None if reason is None else str(reason),
         rows_N=features.rows_N[features.whole_N],
         scores_N=np.concatenate(scores),
         tracks={
@@ -138,7 +143,7 @@ def _outcome(
             for track_id, track in tally.tracks.items()
         },
         deciding=score.faces[0].track_id if score.faces else None,
-        damaged=int((~features.whole_N).sum()) - len(features.depth_failed),
+        damaged=damaged,
     )
 
 

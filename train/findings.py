@@ -123,9 +123,11 @@ def examine(
     """Evaluate.
 
     Raises:
-        UsageError: No video gave a score.
+        UsageError: No video gave a score; or weights of depth maps are given and no model takes such maps.
         ModelError: A model cannot score.
     """
+    if how.depth is not None and not any(member.model.config.head == "fusion" for member in ensemble.members):
+        raise UsageError("--depth-weights goes with models that take depth maps, and this one takes none: leave it out")
     return (_mos if ensemble.is_mos else _detection)(ensemble, selection, reader, how, progress)
 
 

@@ -72,7 +72,7 @@ def _depth_of(member: Member, given: str | None) -> DepthEstimator:
         config, wanted = TrainConfig.from_json(provenance["config"]), provenance["depth"]["sha256"]
     except (KeyError, TypeError, UsageError) as error:
         raise UsageError(f"{member.given} does not say which depth maps it was trained on ({error})") from None
-    name = given or config.input.depth
+    name = config.input.depth if given is None else given
     if given is None and not is_published(name):
         raise UsageError(
             f"{member.given} was trained with depth weights of a folder called {Path(name).name}: give --depth-weights "

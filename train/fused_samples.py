@@ -108,15 +108,18 @@ class FusedSamples(Samples):
         """At most T places of a track in a row, at least one of them valid: features (T, E), and valid (T,).
 
         In validation it is a window as scoring has it (`unmask.window.MaskedWindow`): it ends with a face, and is
-        shorter at the track's beginning. In training half of the clips are; the others begin anywhere.
+        shorter at the track's beginning, which is its first valid place. In training half of the clips are; the others
+        begin anywhere.
         """
         track, length = self.tracks[key.unit], self.length
+        valid = np.flatnonzero(track.valid_P)
+        begin = int(valid[0])
         rng = np.random.default_rng([self.seed, key.epoch + 1, key.position])
         if key.epoch < 0 or rng.random() < _WINDOWS:
-            stop = int(rng.choice(np.flatnonzero(track.valid_P))) + 1
-            part = slice(max(stop - length, 0), stop)
+            stop = int(rng.choice(valid)) + 1
+            part = slice(max(stop - length, begin), stop)
         else:
-            starts = range(max(len(track.valid_P) - length, 0) + 1)
+            starts = range(begin, max(len(track.valid_P) - length, begin) + 1)
             start = int(rng.choice([n for n in starts if track.valid_P[n : n + length].any()]))
             part = slice(start, start + length)
         features_TE = np.zeros((length, track.features_PE.shape[1]), np.float16)
@@ -208,7 +211,7 @@ class FusedMaterial:
             StorageError: Features cannot be read or written.
         """
         frames, masked = 0, dict[str, int]()
-        left_out: list[str] = []
+        left_out: dict[str, Mapping[str, int]] = {}
         units: list[tuple[int, Track]] = []
         for unit in range(len(pool)):
             for copy in range(copies + 1):
@@ -219,12 +222,11 @@ class FusedMaterial:
                 if track.valid_P.any():
                     units.append((unit, track))
                 else:
-                    left_out.append(f"{self._catalogue.videos[pool.video_U[unit]].key} copy {copy}")
+                    left_out[f"{self._catalogue.videos[pool.video_U[unit]].key} copy {copy}"] = track.masked
         if left_out:
             many = f"{len(left_out):,} clips of {name} are" if len(left_out) > 1 else f"a clip of {name} is"
-            self.notes.append(
-                f"{many} left out, such as {left_out[0]}: every frame of it is masked ({_counts(masked)})"
-            )
+            first, its = next(iter(left_out.items()))
+            self.notes.append(f"{many} left out, such as {first}: every frame of it is masked ({_counts(its)})")
         if not units:
             raise UsageError(f"no clip of the split {name} has a frame with a depth map ({_counts(masked)})")
         numbers = [unit for unit, _ in units]

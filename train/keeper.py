@@ -237,6 +237,7 @@ class Keeper:
             tensors = parse(data)
             clip = Clip(tensors["features"], tensors["state"])
             whole = clip.features_LE.shape == (len(rows_L), 2 * self.extractor.model.dim)
+            whole &= clip.state_L.shape == rows_L.shape and bool(np.isfinite(clip.features_LE).all())
             same = np.array_equal(tensors["crops"], self._catalogue.digest_of(rows_L))
         except (SafetensorError, KeyError, ValueError):
             whole = same = False

@@ -113,7 +113,7 @@ class Project:
         with TemporaryDirectory() as scratch:
             model = self._local(name, Path(scratch))
             place = run_folder(self.store.uri, EVALUATION)
-            how = Examination(depth=self.config.input.depth)
+            how = Examination(depth=self.config.input.depth if self.config.model.head == "fusion" else None)
             show_evaluation(write_evaluation([str(model)], list(self.data), place, "unseen", device, how))
         return None
 

@@ -343,10 +343,10 @@ class Tally:
         if not self.received:
             why = f"{shown} shows no frame; check that it plays."
             return self._without_score(subject, Status.FAILED, Reason.NO_FRAMES, why)
-        reason = max(dropped, key=lambda r: dropped[r])
-        if reason is Reason.DEPTH_FAILED:
+        if Reason.DEPTH_FAILED in dropped:  # there were faces, whatever became of the other frames
             why = f"None of the faces in {shown} has a depth map that says anything; take a model of pictures alone."
-            return self._without_score(subject, Status.UNSCORED, reason, why)
+            return self._without_score(subject, Status.UNSCORED, Reason.DEPTH_FAILED, why)
+        reason = max(dropped, key=lambda r: dropped[r])
         if not set(_LOOKED_AT) & set(dropped):
             why = f"{shown} is damaged: none of {self.received} frames could be decoded whole; get another copy."
             return self._without_score(subject, Status.FAILED, reason, why)

@@ -161,7 +161,7 @@ def test_ffpp_fusion(shared_dir: Path, tmp_path: Path) -> None:
     train("ffpp-fusion", clips, model, *settings)
     told = json.loads((model / "seed-0" / "clips.json").read_text())
     assert told["kept_features"]["made"] == told["kept_features"]["clips"] > 0
-    assert told["train"]["clips_left_out"] == []
+    assert told["train"]["clips_left_out"] == {}
     said = unmask("evaluate", "--model", model / "model.safetensors", "--data", clips, "--split", "unseen", "--out",
                   tmp_path / "fused", cwd=tmp_path)  # fmt: skip
     assert " kept, 0 made" in " ".join(said.split())

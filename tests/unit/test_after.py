@@ -113,3 +113,10 @@ def test_masks_of_videos_whose_names_begin_alike_are_left_alone(tmp_path: Path) 
     assert made(products) == [1]
     assert len(before) == 2
     assert masks(products, "fake/0/inner") == before
+
+
+@pytest.mark.parametrize("record", [b"", b'{"of": "1', b"[]", b'{"count": {}}'])
+def test_a_record_that_was_cut_short_is_none(record: bytes, products: Products) -> None:
+    products.store.write("masks/00002.json", record)
+    assert made(products) == [2]
+    assert made(products) == []

@@ -126,6 +126,16 @@ def test_the_frames_that_were_asked_for_are_known(tmp_path: Path) -> None:
     assert said == [("run/none", "no_face", "No face was found."), ("run/lost", "not_a_video", "It is text.")]
 
 
+def test_a_video_without_its_list_of_frames_is_an_error(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    videos = finished_run(store, [Clip(video="v")]).videos(0)
+    fields = [pa.field(f.name, f.type) for f in videos.schema]
+    rows = [{**row, "frame_reasons": None} for row in videos.to_pylist()]
+    store.write_table("videos/00000.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
+    with pytest.raises(StorageError, match="run does not list the frames of all videos; preprocess again"):
+        Catalogue.read([str(tmp_path / "run")])
+
+
 def test_a_frame_that_was_asked_for_twice_has_its_first_place() -> None:
     asked = AskedFrames(np.array([4, 8, 8, -1, -1], np.int32), np.arange(5.0), {3: "missing_frame", 4: "missing_frame"})
     assert asked.places_of(np.array([8, 4], np.int32)).tolist() == [1, 0]

@@ -197,6 +197,7 @@ def test_one_class_is_no_error_and_no_number(models: Path, data: Path, tmp_path:
         (("--data", "two", "--model", "absent.safetensors"), r"no checkpoint absent\.safetensors"),
         (("--data", "two", "--model", "x:0"), "a model's weight is above 0"),
         (("--data", "two", "--data", "two"), "are both called two"),
+        (("--data", "two", "--depth-weights", "random"), "goes with models that take depth maps, and this one takes"),
     ],
 )  # fmt: skip
 def test_what_a_user_can_mend_is_one_sentence(

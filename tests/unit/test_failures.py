@@ -43,3 +43,13 @@ def test_what_a_process_raised_comes_back(error: UnmaskError, where: str) -> Non
 )
 def test_a_death_and_what_is_not_ours_are_nothing_of_ours(error: RayError) -> None:
     assert own_error(received(error)) is None
+
+
+def test_all_that_an_error_carries_is_looked_through_once() -> None:
+    ours = UsageError("the device is not there; name another")
+    both = RuntimeError(ValueError("another"))
+    both.__cause__ = ours
+    assert own_error(both) is ours
+    first, second = RuntimeError("one"), RuntimeError("other")
+    first.__cause__, second.__cause__ = second, first
+    assert own_error(first) is None

@@ -241,7 +241,7 @@ def test_missing_frames_are_masked_and_counted(data: Path, depth: Path) -> None:
     told = material.kept.told()
     clips = 2 * len(material.splits.train)
     assert told["train"] == {
-        "videos": clips // 2, "videos_without_usable_face": 0, "clips": clips, "clips_left_out": [],
+        "videos": clips // 2, "videos_without_usable_face": 0, "clips": clips, "clips_left_out": {},
         "frames": 6 * clips, "frames_masked": {"no_face": clips}, "clips_filled": -clips % 8,
     }  # fmt: skip
 
@@ -256,7 +256,7 @@ def test_what_gave_no_clip_is_counted_with_its_reason(depth: Path, tmp_path: Pat
         clips.append(Clip(video=f"real/{n}", faces=faces, columns={"label": 0, **about}, **seen))
         clips += [Clip(video=f"fake/{n}-{k}", faces=faces, columns={"label": 1, **about}, **seen) for k in range(3)]
     tiny = {frame: [SMALL] for frame in faces}
-    clips.append(Clip(video="tiny", faces=tiny, columns={"label": 0, "identity": ["p0", "p1", "p2", "p3"]}))
+    clips.append(Clip(video="tiny", faces=tiny, columns={"label": 0, "identity": ["p9"]}))
     for name, reason in (("none", "no_face"), ("empty", "no_face"), ("lost", "not_a_video")):
         clips.append(Clip(video=name, faces={}, status="failed", columns={"label": 0, "reason": reason}))
     finished_run(Store(tmp_path / "faces"), clips, per_shard=20, margin=1.3)
@@ -267,7 +267,7 @@ def test_what_gave_no_clip_is_counted_with_its_reason(depth: Path, tmp_path: Pat
     told = material.told()
     assert told["videos_without_face"] == {"no_face": 2, "not_a_video": 1}
     assert told["train"] == {
-        "videos": 17, "videos_without_usable_face": 1, "clips": 16, "clips_left_out": [], "frames": 5 * 16,
+        "videos": 17, "videos_without_usable_face": 1, "clips": 16, "clips_left_out": {}, "frames": 5 * 16,
         "frames_masked": {"face_too_small": 16, "corrupt_frame": 16, "missing_frame": 16},
         "clips_filled": 4,  # four reals and as many fakes, in threes on each of two workers
     }  # fmt: skip
@@ -275,6 +275,10 @@ def test_what_gave_no_clip_is_counted_with_its_reason(depth: Path, tmp_path: Pat
     longer.samples(pool, "train", videos=len(catalogue.videos), copies=0, seed=0)
     assert longer.report["train"]["clips_filled"] == 5 * 6 - 8
     assert samples.tracks[0].valid_P.tolist() == [True, False, False, False, True]
+    both = Material.of(catalogue, config, seed=0).kept
+    assert isinstance(both, FusedMaterial)
+    parts = [both.report[name] for name in ("train", "val")]
+    assert [sum(part[what] for part in parts) for what in ("videos", "videos_without_usable_face")] == [17, 1]
 
 
 def test_faces_beside_larger_ones_are_seen_and_frames_that_are_passed_over_are_said(
@@ -318,9 +322,12 @@ def test_a_failed_map_is_masked_and_a_clip_without_any_is_left_out_and_named(dat
     learnt = sum(int(track.valid_P.sum()) for track in samples.tracks)
     assert material.report["train"]["frames"] == 6 * len(pool) == learnt + 6 + len(pool)
     name = catalogue.videos[pool.video_U[1]].key
-    assert material.report["train"]["clips_left_out"] == [f"{name} copy 0"]
+    assert material.report["train"]["clips_left_out"] == {f"{name} copy 0": {"depth_failed": 5, "no_face": 1}}
     (said,) = material.notes
-    assert f"a clip of train is left out, such as {name} copy 0: every frame of it is masked (6 depth_failed" in said
+    assert (
+        f"a clip of train is left out, such as {name} copy 0: every frame of it is masked (5 depth_failed, 1 no_face)"
+        in said
+    )
     nothing, _ = made(overridden(config, ["depth_px=70"]), data)
     nothing.keeper.extractor.depth = Patchy(nothing.keeper.extractor.depth, set(range(1000)))
     with pytest.raises(UsageError, match=r"no clip of the split val has a frame with a depth map \(10 depth_failed"):
@@ -349,6 +356,23 @@ def test_a_file_that_was_cut_short_is_made_again(data: Path, depth: Path, capsys
     assert isinstance(after.train, FusedSamples)
     pairs = zip(before.train.tracks, after.train.tracks, strict=True)
     assert all(np.array_equal(a.features_PE, b.features_PE) for a, b in pairs)
+
+
+@pytest.mark.parametrize("damage", ["state", "finite"])
+def test_a_file_that_says_what_cannot_be_is_made_again(damage: str, data: Path, depth: Path) -> None:
+    material, catalogue = made(configured(depth), data)
+    _, before = material.keeper.track(0, int(catalogue.track_N[0]))
+    (file,) = (data / "clips").rglob("*.safetensors")
+    tensors = load_file(file)
+    if damage == "state":
+        tensors["state"] = tensors["state"][:-1].copy()
+    else:
+        tensors["features"][0, 0] = np.nan
+    save_file(tensors, file)
+    _, after = material.keeper.track(0, int(catalogue.track_N[0]))
+    assert np.array_equal(after.features_LE, before.features_LE)
+    assert np.array_equal(after.state_L, before.state_L)
+    assert (material.keeper.account.made, material.keeper.account.damaged) == (2, 1)
 
 
 def test_features_of_another_configuration_are_refused(data: Path, depth: Path) -> None:
@@ -462,9 +486,9 @@ def test_a_video_with_every_frame_masked_is_evaluated_as_one_without_a_score(
     page = (tmp_path / "e" / "evaluation.json").read_text()
     assert "Damaged crops, whose frames count as frames that could not be seen: 5." in page
     rows = {row["video"]: row for row in json.loads((tmp_path / "e" / "evaluation.json").read_text())["videos"]}
-    # Five frames are damaged, and no face is in the sixth.
-    assert (rows[lost.key]["status"], rows[lost.key]["score"]) == ("unscored", None)
-    assert rows[lost.key]["reason"] == "no_face"
+    # In the sixth frame is no face: there were faces all the same.
+    assert (rows[lost.key]["status"], rows[lost.key]["score"]) == ("failed", None)
+    assert rows[lost.key]["reason"] == "corrupt_frame"
     assert sum(row["score"] is not None for row in rows.values()) == len(rows) - 1
 
     # The same where the crops are good again and the maps are not, as kept features say it.
@@ -538,11 +562,26 @@ def test_scores_of_a_video_are_of_windows_of_its_features(data: Path, depth: Pat
         assert score == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
 
 
+@pytest.mark.parametrize("first", [GOOD, NO_DEPTH, "small"])
 def test_what_is_validated_are_the_windows_of_evaluation(
-    data: Path, depth: Path, monkeypatch: pytest.MonkeyPatch
+    first: int | str, data: Path, depth: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every window that `unmask evaluate` gives the model is one that validation draws, and the other way round."""
     config = configured(depth, "window=3")
+    if first == "small":
+        faces = {0: [SMALL], 4: [BOX], 8: [BOX], 16: [BOX], 20: [BOX], 24: [BOX]}
+        clips = [
+            Clip(video=f"{n}-{label}", faces=faces, columns={"label": label, "identity": [f"p{n}"]})
+            for n in range(8)
+            for label in (0, 1)
+        ]
+        finished_run(Store(data), clips, per_shard=20, margin=1.3)
+    elif first == NO_DEPTH:
+        Material.of(Catalogue.read([str(data)]), config, seed=0)
+        for file in (data / "clips").rglob("*.safetensors"):
+            tensors = load_file(file)
+            tensors["state"][0] = NO_DEPTH
+            save_file(tensors, file)
     material = Material.of(Catalogue.read([str(data)]), config, seed=0)
     assert isinstance(material.val, FusedSamples)
     pool = material.val.pool
@@ -579,7 +618,7 @@ def test_what_is_validated_are_the_windows_of_evaluation(
         depth=str(depth),
         videos=pool.video_U.tolist(),
     )
-    assert len(seen) == 5 * len(pool)
+    assert len(seen) == (4 if first == NO_DEPTH else 5) * len(pool)
     assert set(seen) == drawn
 
 

@@ -18,6 +18,7 @@ from tests.products import BOX, Clip, faked, finished_run
 from tests.workers import in_two_processes
 from train import extractor as extracting
 from train import keeper as keeping
+from train import worker as working
 from train.augment import Picture
 from train.catalogue import Catalogue
 from train.config import TrainConfig, overridden
@@ -171,6 +172,45 @@ def test_workers_share_what_is_missing_and_count_it_once(
     assert isinstance(alone.train, FusedSamples)
     sums = [float(np.abs(track.features_PE).sum()) for track in alone.train.tracks]
     np.testing.assert_allclose(sums, again[1]["sums"], rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_workers_of_a_training_share_and_the_first_tells(
+    data: Path, depth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through what each process of a training runs, up to where it trains."""
+    made, inner = list[Unit](), Keeper._made
+
+    def noted(self: Keeper, unit: Unit, account: Any) -> Any:
+        made.append(unit)
+        return inner(self, unit, account)
+
+    class Trained:
+        def __init__(self, run: Any, material: Material, *_: Any, **__: Any) -> None:
+            assert isinstance(material.kept, FusedMaterial)
+            self.told = material.kept.told()
+
+        def fit(self) -> None:
+            pass
+
+    monkeypatch.setattr(Keeper, "_made", noted)
+    monkeypatch.setattr(working, "Training", Trained)
+    task = working.Task(config=configured(depth), data=(str(data),), out=str(tmp_path / "out"))
+
+    def work(context: Context) -> None:
+        cv2.setNumThreads(0)
+        said: list[str] = []
+        working.train_all(task, context, said.append)
+        (tmp_path / f"told-{context.rank}").write_text(json.dumps({"made": made, "said": said}))
+
+    in_two_processes(tmp_path, work)
+    one, other = (json.loads((tmp_path / f"told-{rank}").read_text()) for rank in range(2))
+    assert len(one["made"]) > 2
+    assert len(other["made"]) > 2
+    every = {tuple(unit) for unit in one["made"] + other["made"]}
+    assert len(every) == len(one["made"]) + len(other["made"])
+    assert any(f"features of {len(every)} clips: 0 kept, {len(every)} made" in line for line in one["said"])
+    assert other["said"] == []
 
 
 def _faces(catalogue: Catalogue, unit: list[int]) -> int:

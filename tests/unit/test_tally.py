@@ -287,6 +287,8 @@ def test_the_last_frame_of_a_segment_lasts_as_long_as_the_media_say() -> None:
         ([Reason.DECODE_FAILED] * 2 + [Reason.CORRUPT_FRAME], Status.FAILED, Reason.DECODE_FAILED),
         ([faces(), Reason.CORRUPT_FRAME, Reason.CORRUPT_FRAME], Status.UNSCORED, Reason.NO_FACE),
         ([faces(), faces(), faces(10)], Status.UNSCORED, Reason.NO_USABLE_FACE),
+        ([faces(), faces(10), Reason.DEPTH_FAILED, faces()], Status.UNSCORED, Reason.DEPTH_FAILED),
+        ([Reason.CORRUPT_FRAME, Reason.CORRUPT_FRAME, Reason.DEPTH_FAILED], Status.UNSCORED, Reason.DEPTH_FAILED),
         ([Reason.FRAME_TOO_SMALL] * 2, Status.UNSCORED, Reason.FRAME_TOO_SMALL),
     ],
 )
