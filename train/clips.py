@@ -6,6 +6,8 @@ process makes it, or when.
 Axes: B samples, T frames of a clip (1 for frames), H rows, W columns, C = 3 channels in RGB order, D features.
 """
 
+import contextlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -35,6 +37,8 @@ __all__ = ["Batch", "Samples", "batches"]
 # What each stream of a sample's random numbers is for.
 _AUGMENT, _CLIP, _SUBSTITUTE, _BLEND, _FILM = 1, 2, 3, 4, 5
 _MOST_SUBSTITUTES = 20
+# That PyTorch takes to hear of a process that was killed; the wait ends as soon as it has.
+_HEARD_WITHIN_S = 2.0
 _FULL = 0.5  # share of filmed photographs that fill a window
 # A difference mask of 255 (1 - SSIM) whose brightest point is darker than this shows no change.
 _CHANGED = 25
@@ -328,8 +332,13 @@ def _alive(loader: Iterable[Batch | UnmaskError], workers: int) -> Iterator[Batc
     """What a loader gives, until one of its processes is lost."""
     try:
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not isinstance(error, RuntimeError):
+            # A batch's memory is handed over by its process: where that was just killed, the connection breaks first.
+            # PyTorch hears of it by a signal, and raises wherever this process is by then: here, and nowhere later.
+            with contextlib.suppress(RuntimeError):
+                time.sleep(_HEARD_WITHIN_S)
+        elif "DataLoader worker" not in str(error):
             raise
         raise TrainingError(
             "a process that loads data was killed, most likely because the memory is used up: set "

@@ -5,7 +5,7 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 
 from pipelines.masks import Originals, write_masks
 from tests.products import BOX, Clip, faked, finished_run, portrait
+from train import clips
 from train.augment import SelfBlend, strategy
 from train.catalogue import Catalogue
-from train.clips import Batch, Samples, batches
+from train.clips import Batch, Samples, _alive, batches
 from train.config import TrainConfig, overridden
 from train.crops import CropReader
 from train.material import pool_of
@@ -187,6 +188,20 @@ def test_a_loader_that_is_killed_is_a_sentence(plain: Catalogue) -> None:
         for _ in found:
             pass
     assert "\n" not in lost.value.message
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError])
+def test_a_loader_that_is_killed_while_it_hands_over_is_the_same_sentence(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips, "_HEARD_WITHIN_S", 0.0)
+
+    def broken() -> Iterator[Batch]:
+        raise kind
+        yield
+
+    with pytest.raises(TrainingError, match="a process that loads data was killed"):
+        list(_alive(broken(), 2))
 
 
 def test_places_epochs_and_seeds_have_random_numbers_of_their_own(plain: Catalogue) -> None:
