@@ -96,13 +96,30 @@ class RtspRelay:
             self._plays = self._plays or asked.startswith(b"PLAY ")
             self._server.sendall(asked)
         if self._server.fileno() in ready:
+            said = self._said()
+            if said is not None:
+                if not said or self._is_redirected(said):
+                    return False
+                client.sendall(said)
+        return True
+
+    def _said(self) -> bytes | None:
+        """What the server says, nothing at its end; None where that was TLS's own.
+
+        Tickets for a later session come right after the handshake: a read that waits for more would keep back the
+        client's request, which the server waits for.
+        """
+        said = b""
+        self._server.settimeout(0)
+        try:
             said = self._server.recv(_CHUNK)
             while said and isinstance(self._server, ssl.SSLSocket) and self._server.pending():
                 said += self._server.recv(_CHUNK)
-            if not said or self._is_redirected(said):
-                return False
-            client.sendall(said)
-        return True
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return said or None
+        finally:
+            self._server.settimeout(None)
+        return said
 
     def _is_redirected(self, said: bytes) -> bool:
         if self._plays:

@@ -2,11 +2,14 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.rtsp_server import certificate
 from unmask.relay import RtspRelay
 
 OPTIONS = b"OPTIONS rtsp://cam/1 RTSP/1.0\r\nCSeq: 1\r\n\r\n"
@@ -30,6 +33,35 @@ def said(sock: socket.socket) -> bytes:
         while part := sock.recv(1 << 16):
             parts.append(part)
     return b"".join(parts)
+
+
+def test_a_request_passes_though_tickets_of_tls_came_first(tmp_path: Path) -> None:
+    """The server speaks first, of TLS's own; whoever waits for what follows it keeps the client's request back."""
+    pair = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+    assert context.num_tickets > 0
+    trust, greeted, asked = ssl.create_default_context(cafile=str(pair[0])), threading.Event(), list[bytes]()
+
+    def serve(listener: socket.socket) -> None:
+        plain, _ = listener.accept()
+        plain.settimeout(5.0)
+        with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as server:
+            greeted.set()
+            asked.append(server.recv(1000))
+            server.sendall(b"RTSP/1.0 200 OK\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        relay = RtspRelay(listener.getsockname(), trust=trust, name="127.0.0.1", timeout_s=5.0)
+        with relay, socket.create_connection(("127.0.0.1", relay.port), 5.0) as client:
+            assert greeted.wait(5.0)
+            relay._thread.join(0.2)  # it is with the tickets by then, and does not end
+            client.sendall(OPTIONS)
+            assert said(client) == b"RTSP/1.0 200 OK\r\n\r\n"
+        thread.join(10.0)
+    assert asked == [OPTIONS]
 
 
 @pytest.mark.parametrize(
