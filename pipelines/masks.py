@@ -91,12 +91,13 @@ class Originals:
     def of(cls, products: Products) -> Self:
         """Read the `videos` tables of all shards that are whole: three columns, one time; and digest their faces."""
         shard_of: dict[str, int | None] = {}
-        for shard in products.shards():
+        shards = products.shards()
+        for shard in shards:
             videos = products.store.read_table(shard_name("videos", shard), ["video", "status", "label"])
             real = videos.filter(pc.fill_null(pc.not_equal(videos["label"], 1), True))
             for video, status in zip(real["video"].to_pylist(), real["status"].to_pylist(), strict=True):
                 shard_of[video] = shard if status == "done" else None
-        return cls(shard_of, {shard: products.faces_digest(shard) for shard in products.shards()})
+        return cls(shard_of, {shard: products.faces_digest(shard) for shard in shards})
 
 
 def difference_mask(real_HWC: NDArray[np.uint8], fake_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

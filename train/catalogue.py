@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unmask.errors import StorageError, UsageError
 from unmask.manifest import Video
-from unmask.products import Products
+from unmask.products import ASKED, Products
 from unmask.storage import Store
 from unmask.transforms import Preprocessing
 
@@ -195,7 +195,7 @@ class Catalogue:
             count[name] = count.get(name, 0) + 1
         found = []
         every = list(_asked(store, videos))
-        for row, asked in zip(videos.drop_columns(_LISTS).to_pylist(), every, strict=True):
+        for row, asked in zip(videos.drop_columns(list(ASKED)).to_pylist(), every, strict=True):
             name, about = row["video"], _about(dataset, row)
             if name not in first:
                 reason, message = row["reason"] or "no_face", row["message"] or "No face was found."
@@ -344,9 +344,6 @@ def _named(uris: Sequence[str]) -> Iterator[tuple[str, Store]]:
         yield name, store
 
 
-_LISTS = ["frames", "frame_pts_s", "frame_reasons"]
-
-
 def _asked(store: Store, videos: pa.Table) -> Iterator[AskedFrames]:
     """The frames of each video of a shard.
 
@@ -354,14 +351,14 @@ def _asked(store: Store, videos: pa.Table) -> Iterator[AskedFrames]:
         UsageError: An earlier version of Unmask wrote the table: it did not keep them.
         StorageError: Those of a video are missing.
     """
-    if not {*_LISTS} <= {*videos.column_names}:
+    if not {*ASKED} <= {*videos.column_names}:
         raise UsageError(
             f"{store.shown} was preprocessed by an earlier version of Unmask, which did not keep the frames that it "
             "looked at; preprocess again, into another folder"
         )
-    if any(videos[name].null_count for name in _LISTS):
+    if any(videos[name].null_count for name in ASKED):
         raise StorageError(f"{store.shown} does not list the frames of all videos; preprocess again")
-    frames, times_s, reasons = (videos[name].combine_chunks() for name in _LISTS)
+    frames, times_s, reasons = (videos[name].combine_chunks() for name in ASKED)
     for frame_A, pts_s_A, why in zip(frames, times_s, reasons, strict=True):
         yield AskedFrames(
             frame_A.values.to_numpy(),

@@ -210,15 +210,14 @@ class FusedMaterial:
             UsageError: No clip has a valid frame.
             StorageError: Features cannot be read or written.
         """
-        frames, masked = 0, dict[str, int]()
+        frames, masked = 0, Counter[str]()
         left_out: dict[str, Mapping[str, int]] = {}
         units: list[tuple[int, Track]] = []
         for unit in range(len(pool)):
             for copy in range(copies + 1):
                 track = self._track(pool, unit, copy)
                 frames += len(track.valid_P)
-                for why, count in track.masked.items():
-                    masked[why] = masked.get(why, 0) + count
+                masked.update(track.masked)
                 if track.valid_P.any():
                     units.append((unit, track))
                 else:

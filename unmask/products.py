@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from unmask.errors import DamagedError, StorageError
 from unmask.storage import Store
 
-__all__ = ["FACES", "RESULTS", "Products", "features_schema", "mask_name", "shard_name"]
+__all__ = ["ASKED", "FACES", "RESULTS", "Products", "features_schema", "mask_name", "shard_name"]
 
 RESULTS = pa.schema(
     [
@@ -51,6 +51,9 @@ RESULTS = pa.schema(
     ]
 )
 """The columns that follow the manifest's in `videos/`."""
+
+ASKED = ("frames", "frame_pts_s", "frame_reasons")
+"""Those of them that list the frames of a video."""
 
 FACES = pa.schema(
     [

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from unmask.errors import Reason, StorageError
-from unmask.products import Products, shard_name
+from unmask.products import ASKED, Products, shard_name
 from unmask.storage import Store
 
 __all__ = [
@@ -67,7 +67,7 @@ def labelled_videos(products: Products, left_out: Counter[str]) -> Iterator[tupl
     """
     for shard in products.shards():
         faces = products.faces(shard)
-        for video in products.videos(shard).drop_columns(["frames", "frame_pts_s", "frame_reasons"]).to_pylist():
+        for video in products.videos(shard).drop_columns(list(ASKED)).to_pylist():
             if video["status"] not in ("done", "empty"):
                 continue
             its_faces = faces.filter(pc.equal(faces["video"], video["video"]))
